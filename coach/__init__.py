@@ -1,0 +1,7 @@
+"""Coach: a Trio server for AI writing coaching."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__version__: Final = "0.1.0"

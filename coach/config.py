@@ -1,0 +1,282 @@
+"""Settings: one frozen object from `coach.toml` and the environment; every default lives here.
+
+Read once, at start. Any field can be set as `COACH_<SECTION>__<FIELD>`; a string value `env:NAME`
+is replaced by the environment variable NAME, so that secrets stay out of the file.
+
+`msgspec.Struct` instead of `attrs` here: it refuses unknown keys and checks types and ranges while
+it converts, and its errors name the path of the setting that is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from .errors import ConfigurationError
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+
+PREFIX: Final = "COACH_"
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section: unknown keys are refused by name."""
+
+
+class Server(Section, frozen=True, kw_only=True):
+    """The port, the worker processes, and what one client may do."""
+
+    bind: str = "127.0.0.1:8000"
+    workers: Count = 1
+    """Web worker processes; one per core is the most that helps."""
+    drain_s: Seconds = 10.0
+    """From SIGTERM until the last connection is cut."""
+    public_origins: tuple[str, ...] = ()
+    """Origins whose pages may open a WebSocket, as `https://host`; empty: only the page's own."""
+    backlog: Annotated[int, Meta(ge=128)] = 4096
+    head_bytes_max: Count = 16_384
+    head_s_max: Seconds = 5.0
+    hello_s_max: Seconds = 5.0
+    message_bytes_max: Count = 262_144
+    draft_chars_max: Count = 100_000
+    drafts_max: Count = 8
+    """Drafts one session may hold."""
+    bad_messages_max: Count = 16
+    """Bad messages after which a connection is closed with 1008."""
+    outbox_bytes_max: Count = 262_144
+    """Bytes that may wait for one student's socket before the session is shed."""
+    connections_per_user: Count = 8
+    ping_s: Seconds = 20.0
+    """Between pings to a student; a pong missing for as long ends the connection."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `bind`."""
+        host, _, port = self.bind.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Redis(Section, frozen=True, kw_only=True):
+    """Where the shared state lives."""
+
+    url: str | None = None
+    """`redis://`, `rediss://` or `unix://`; absent: an embedded Valkey in `data_dir`."""
+    wait_s: Seconds = 5.0
+    """How long a command may wait for a connection before the client is told `overloaded`."""
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """Who may connect."""
+
+    mode: Literal["open", "jwt"] = "open"
+    """`open`: POST /api/token makes a student for anybody (demo); `jwt`: bring a token."""
+    secret: str | None = None
+    """HS256 key, at least 32 bytes; absent in `open` mode: made once and kept in `data_dir`."""
+    token_s: Seconds = 86_400.0
+    """Life of the tokens that coach itself makes."""
+    leeway_s: Annotated[float, Meta(ge=0)] = 5.0
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """Rolling limits over any 60 s."""
+
+    user_requests_per_minute: Count = 30
+    user_tokens_per_minute: Count = 60_000
+    org_requests_per_minute: Count = 6_000
+    org_tokens_per_minute: Count = 6_000_000
+    wait_s: Seconds = 5.0
+    """How long a turn may wait for Redis."""
+
+
+class Quota(Section, frozen=True, kw_only=True):
+    """What a provider's endpoint allows in any 60 s; absent dimensions are not limited."""
+
+    requests_per_minute: Count | None = None
+    input_tokens_per_minute: Count | None = None
+    """Uncached input plus cache writes (Anthropic's rule)."""
+    output_tokens_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    """Input and output together (OpenAI's rule)."""
+
+
+class Provider(Section, frozen=True, kw_only=True):
+    """One endpoint that answers requests. The file's order is the order of preference."""
+
+    name: Name
+    kind: Literal["anthropic"] = "anthropic"
+    base_url: str
+    model: str
+    api_key: str
+    ca_file: str | None = None
+    """PEM file of the authority to trust instead of the system's."""
+    quota: Quota = Quota()
+    feedback_output_tokens_max: Count = 500
+    judge_output_tokens_max: Count = 1_500
+
+
+class Pool(Section, frozen=True, kw_only=True):
+    """Connections to providers, per worker."""
+
+    connect_s_max: Seconds = 5.0
+    streams_per_connection_max: Count = 1_000
+    """Ceiling on what the peer's SETTINGS allow."""
+    connections_max: Count = 32
+    """Per origin."""
+    idle_ping_s: Seconds = 5.0
+    response_head_s_max: Seconds = 30.0
+    stall_s_max: Seconds = 20.0
+    """Silence within an answer after which it is given up."""
+
+
+class Budget(Section, frozen=True, kw_only=True):
+    """How near to a provider's quota coach goes."""
+
+    soft_percent: Percent = 80
+    hard_percent: Percent = 95
+    ticket_lease_s: Seconds = 2.0
+    reservation_lease_s: Seconds = 120.0
+    line_max: Count = 10_000
+    """Tickets that may wait per endpoint; beyond it requests are refused as `overloaded`."""
+
+
+class Grading(Section, frozen=True, kw_only=True):
+    """The queue and the judges."""
+
+    rubric: str | None = None
+    """A rubric in TOML; absent: the one that comes with coach."""
+    concurrency: Count = 16
+    """Grades one grader process works on at once."""
+    lease_s: Seconds = 10.0
+    heartbeat_s: Seconds = 3.0
+    deadline_s: Seconds = 8.0
+    attempts_max: Count = 5
+    retry_base_s: Seconds = 0.5
+    retry_s_max: Seconds = 30.0
+    shards: Count = 1
+    result_days: Count = 90
+    lanes: tuple[Literal["interactive", "submission", "background"], ...] = (
+        "interactive",
+        "submission",
+        "background",
+    )
+
+
+class Log(Section, frozen=True, kw_only=True):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """Everything coach can be told."""
+
+    data_dir: str = ".coach"
+    server: Server = Server()
+    redis: Redis = Redis()
+    auth: Auth = Auth()
+    limits: Limits = Limits()
+    provider: tuple[Provider, ...] = ()
+    pool: Pool = Pool()
+    budget: Budget = Budget()
+    grading: Grading = Grading()
+    log: Log = Log()
+
+    @property
+    def data_path(self) -> Path:
+        """`data_dir` as a path."""
+        return Path(self.data_dir)
+
+
+def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings: defaults, then the file, then the environment.
+
+    Args:
+      path: `coach.toml`; None where there is none.
+      environ: in place of `os.environ`.
+
+    Raises:
+      ConfigurationError: unreadable file, unknown key, wrong type or range, or values that
+        contradict each other; one line that names the setting.
+    """
+    environ = os.environ if environ is None else environ
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    _overlay(data, environ)
+    try:
+        settings = msgspec.convert(_secrets(data, environ), Settings, strict=False)
+    except msgspec.ValidationError as error:
+        where = path or "the environment"
+        raise ConfigurationError(f"{where}: {error}") from error
+    _check(settings)
+    return settings
+
+
+def _overlay(data: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or value == "":
+            continue
+        *sections, field = name.removeprefix(PREFIX).lower().split("__")
+        if not sections and field != "data_dir":
+            continue  # COACH_CONFIG and the like are the command line's
+        target = data
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigurationError(f"{name}: [{section}] is a list; set it in the file")
+        target[field] = msgspec.json.decode(value) if value[0] in "[{" else value
+
+
+def _secrets(value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _secrets(item, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_secrets(item, environ) for item in value]
+    if isinstance(value, str) and value.startswith("env:"):
+        name = value.removeprefix("env:")
+        if name not in environ:
+            raise ConfigurationError(f"a setting says {value!r}, but {name} is not set")
+        return environ[name]
+    return value
+
+
+def _check(settings: Settings) -> None:
+    try:
+        host, port = settings.server.address
+    except ValueError:
+        host, port = "", -1
+    if not host or not 0 <= port <= 65_535:
+        raise ConfigurationError(f"server.bind: {settings.server.bind!r} is not host:port")
+    names = [provider.name for provider in settings.provider]
+    if len(set(names)) != len(names):
+        raise ConfigurationError("provider: two providers have the same name")
+    for provider in settings.provider:
+        url = urlsplit(provider.base_url)
+        if url.scheme != "https" or not url.hostname:
+            raise ConfigurationError(
+                f"provider {provider.name}: base_url must be https://host[:port][/path]"
+            )
+    if settings.auth.mode == "jwt" and settings.auth.secret is None:
+        raise ConfigurationError("auth.mode is jwt: set auth.secret")
+    if settings.auth.secret is not None and len(settings.auth.secret.encode()) < 32:
+        raise ConfigurationError("auth.secret: an HS256 key needs at least 32 bytes")
+    if settings.budget.soft_percent > settings.budget.hard_percent:
+        raise ConfigurationError("budget.soft_percent is above budget.hard_percent")
+    if settings.grading.heartbeat_s * 2 > settings.grading.lease_s:
+        raise ConfigurationError("grading.lease_s must be at least twice grading.heartbeat_s")

@@ -1,0 +1,218 @@
+"""Messages of the WebSocket protocol `coach.v1`: JSON text, told apart by their `type` field.
+
+Unknown fields are ignored, so that old servers understand new clients. Every message to the client
+but `welcome` carries `seq`, strictly +1 within a session.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ..errors import BadMessage, Code
+
+SUBPROTOCOL: Final = "coach.v1"
+
+
+class _Client(msgspec.Struct, frozen=True, tag_field="type"):
+    pass
+
+
+class Hello(_Client, frozen=True, tag=str.lower):
+    """First message, within `server.hello_s_max`."""
+
+    token: str
+    resume: str | None = None
+    last_seq: int | None = None
+
+
+class Splice(msgspec.Struct, frozen=True, array_like=True):
+    """Replace `delete` units at `at` by `insert`; offsets count UTF-16 code units."""
+
+    at: int
+    delete: int
+    insert: str
+
+
+class Edit(_Client, frozen=True, tag=str.lower):
+    """Cheap typing: splices applied in order; `rev` is the draft's revision after them."""
+
+    draft: str
+    rev: int
+    splices: tuple[Splice, ...]
+
+
+class Draft(_Client, frozen=True, tag=str.lower):
+    """The whole text, to (re)synchronise."""
+
+    draft: str
+    rev: int
+    text: str
+
+
+class Feedback(_Client, frozen=True, tag=str.lower):
+    """Start a turn; a newer one for the same draft cancels the older."""
+
+    request: str
+    draft: str
+    focus: str | None = None
+
+
+class Cancel(_Client, frozen=True, tag=str.lower):
+    """Stop a turn."""
+
+    request: str
+
+
+class Submit(_Client, frozen=True, tag=str.lower):
+    """Hand an essay in; the same submission id again gives the same answer."""
+
+    submission: str
+    assignment: str
+    text: str
+
+
+class Ack(_Client, frozen=True, tag=str.lower):
+    """Everything up to `seq` was seen."""
+
+    seq: int
+
+
+ClientMessage = Hello | Edit | Draft | Feedback | Cancel | Submit | Ack
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the server accepts, so that a client need not find out by errors."""
+
+    message_bytes: int
+    draft_chars: int
+    drafts: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
+    """Answer to `hello`. `seq` is the last number used; the next message carries `seq` + 1."""
+
+    session: str
+    resume: str
+    seq: int
+    replayed: int
+    limits: Limits
+
+
+class _Server(msgspec.Struct, tag_field="type"):
+    seq: int = 0
+    """Set by the outbox as the message leaves; 0 is never sent."""
+
+
+class Queued(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """In the waiting line: `position` 1 is next. Sent again only when it changes."""
+
+    position: int
+    eta_ms: int
+    request: str | None = None
+    submission: str | None = None
+
+
+class Started(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """The provider has the request."""
+
+    request: str
+    provider: str
+    model: str
+
+
+class Delta(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """The next piece of feedback text, 1 or more characters."""
+
+    request: str
+    text: str
+
+
+class Restarted(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """Another provider starts over: drop the text shown for `request` so far."""
+
+    request: str
+    provider: str
+    reason: str
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    """Tokens as the provider counted them; `input` excludes what came from its cache."""
+
+    input: int
+    cached: int
+    output: int
+
+
+class Done(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """The turn ended as the provider meant it to."""
+
+    request: str
+    usage: TokenUsage
+    stop_reason: str
+
+
+class Grading(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """The submission is on disk and waits for, or is with, a grader."""
+
+    submission: str
+
+
+class CriterionScore(msgspec.Struct, frozen=True):
+    """One criterion's band (0 is lowest) with the sentence of the essay that shows it."""
+
+    name: str
+    label: str
+    band: int
+    band_max: int
+    evidence: str
+    reason: str
+
+
+class Grade(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """The result of a submission; `score` is 0..100."""
+
+    submission: str
+    score: int
+    criteria: tuple[CriterionScore, ...]
+    judges: int
+    degraded: bool = False
+    feedback: str = ""
+
+
+class Error(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """A request, a submission or (neither given) a message failed; the session goes on."""
+
+    code: Code
+    message: str
+    request: str | None = None
+    submission: str | None = None
+    retry_after_ms: int | None = None
+
+
+class Draining(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
+    """The server is going away: reconnect with the resume token. Close 1012 follows."""
+
+
+ServerMessage = Queued | Started | Delta | Restarted | Done | Grading | Grade | Error | Draining
+
+_decoder: Final[msgspec.json.Decoder[ClientMessage]] = msgspec.json.Decoder(ClientMessage)
+_encoder: Final = msgspec.json.Encoder()
+
+
+def decode(text: str) -> ClientMessage:
+    """Parse one client message.
+
+    Raises:
+      BadMessage: not JSON, unknown `type`, or a field of the wrong type; the message says where.
+    """
+    try:
+        return _decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise BadMessage(f"not a coach.v1 message: {error}") from None
+
+
+def encode(message: ServerMessage | Welcome) -> bytes:
+    """Serialise one server message as UTF-8 JSON."""
+    return _encoder.encode(message)

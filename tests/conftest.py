@@ -1,0 +1,45 @@
+"""Runs async tests on trio's mock clock under a deadlock guard, unless they are real_time."""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+GUARD_S = 86_400.0
+REAL_GUARD_S = 90.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Give each `async def test_*` its own run.
+
+    On the mock clock time jumps as soon as every task waits: no test sleeps for real, and a
+    deadlock jumps to the guard and fails in milliseconds. Tests marked `real_time` talk to real
+    sockets and processes and get the real clock and a guard of their own. Async fixtures are not
+    supported: open resources with `async with` inside the test.
+    """
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return
+    real = pyfuncitem.get_closest_marker("real_time") is not None
+
+    def run(**fixtures: object) -> None:
+        async def guarded() -> None:
+            with trio.fail_after(REAL_GUARD_S if real else GUARD_S):
+                await test(**fixtures)
+
+        trio.run(guarded, clock=None if real else MockClock(autojump_threshold=0))
+
+    pyfuncitem.obj = run
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the shell that runs the tests must not leak into them."""
+    for name in list(os.environ):
+        if name.startswith("COACH_"):
+            monkeypatch.delenv(name)
