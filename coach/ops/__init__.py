@@ -1,1 +1,7 @@
-"""TODO."""
+"""What operators look at: metrics and log."""
+
+from __future__ import annotations
+
+from . import log, metrics
+
+__all__ = ["log", "metrics"]

@@ -6,13 +6,18 @@ but `welcome` carries `seq`, strictly +1 within a session.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import BadMessage, Code
 
 SUBPROTOCOL: Final = "coach.v1"
+
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$")]
+"""A client-made identifier: it becomes part of Redis keys, so its alphabet is narrow."""
+Offset = Annotated[int, Meta(ge=0, le=2**31)]
 
 
 class _Client(msgspec.Struct, frozen=True, tag_field="type"):
@@ -30,53 +35,55 @@ class Hello(_Client, frozen=True, tag=str.lower):
 class Splice(msgspec.Struct, frozen=True, array_like=True):
     """Replace `delete` units at `at` by `insert`; offsets count UTF-16 code units."""
 
-    at: int
-    delete: int
+    at: Offset
+    delete: Offset
     insert: str
 
 
 class Edit(_Client, frozen=True, tag=str.lower):
     """Cheap typing: splices applied in order; `rev` is the draft's revision after them."""
 
-    draft: str
-    rev: int
+    draft: Id
+    rev: Offset
     splices: tuple[Splice, ...]
 
 
 class Draft(_Client, frozen=True, tag=str.lower):
     """The whole text, to (re)synchronise."""
 
-    draft: str
-    rev: int
+    draft: Id
+    rev: Offset
     text: str
 
 
 class Feedback(_Client, frozen=True, tag=str.lower):
     """Start a turn; a newer one for the same draft cancels the older."""
 
-    request: str
-    draft: str
-    focus: str | None = None
+    request: Id
+    draft: Id
+    focus: Annotated[str, Meta(max_length=500)] | None = None
+    assignment: Id | None = None
+    """What the student was asked to write, where the client knows it."""
 
 
 class Cancel(_Client, frozen=True, tag=str.lower):
     """Stop a turn."""
 
-    request: str
+    request: Id
 
 
 class Submit(_Client, frozen=True, tag=str.lower):
     """Hand an essay in; the same submission id again gives the same answer."""
 
-    submission: str
-    assignment: str
+    submission: Id
+    assignment: Id
     text: str
 
 
 class Ack(_Client, frozen=True, tag=str.lower):
     """Everything up to `seq` was seen."""
 
-    seq: int
+    seq: Offset
 
 
 ClientMessage = Hello | Edit | Draft | Feedback | Cancel | Submit | Ack
@@ -90,11 +97,14 @@ class Limits(msgspec.Struct, frozen=True):
     drafts: int
 
 
-class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
+class Welcome(
+    msgspec.Struct, frozen=True, tag_field="type", tag="welcome", omit_defaults=True, kw_only=True
+):
     """Answer to `hello`. `seq` is the last number used; the next message carries `seq` + 1."""
 
     session: str
-    resume: str
+    resume: str | None = None
+    """Token to come back with; absent where the server cannot resume sessions."""
     seq: int
     replayed: int
     limits: Limits

@@ -1,0 +1,292 @@
+"""Composition root of a web worker: opens all parts in order, and Quart-Trio's routes.
+
+`hypercorn -k trio coach.app:app` and `coach serve` both serve `app`. Its parts live as long as the
+ASGI lifespan: they are opened in one task by `async with`, and what fails in them ends the worker.
+WebSockets do not come here as ASGI messages: the edge hands their connections to
+`CoachApp.serve_websocket`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, LifespanScope
+from quart import Response, jsonify, request
+from quart_trio import QuartTrio
+
+from . import config, edge
+from .backend import Backend, open_backend
+from .budget import user_limits
+from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
+from .ops import log as logging
+from .ops import metrics
+from .session import Identity, Route, Services, Sessions, open_authority, serve_session
+from .store import RedisError
+
+log = structlog.get_logger()
+
+WEB: Final = Path(str(files("coach") / "web"))
+SAMPLE_S: Final = 1.0
+DRAIN_SHARE: Final = 0.7
+"""Of `server.drain_s`, what turns under way have before their sockets are closed."""
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_STATUS: Final[dict[str, int]] = {
+    "bad_message": 400,
+    "too_large": 413,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "conflict": 409,
+    "rate_limited": 429,
+    "overloaded": 503,
+    "provider_unavailable": 503,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Parts:
+    """What is open while the worker serves."""
+
+    backend: Backend
+    services: Services
+    sessions: Sessions
+    nursery: trio.Nursery
+
+
+class Lifespan:
+    """The ASGI lifespan: the parts are open between start-up and shutdown."""
+
+    def __init__(self, app: CoachApp, scope: LifespanScope) -> None:
+        """Made by Quart for each server."""
+        del scope
+        self._app = app
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Open the parts, say so, wait for shutdown, close the parts, say so."""
+        await receive()
+        try:
+            settings = config.load(config_path())
+            logging.configure(settings.log)
+            async with open_parts(settings) as parts:
+                self._app.settings, self._app.parts = settings, parts
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except ConfigurationError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        except Exception:
+            # hypercorn would go on serving without parts
+            log.critical("parts_failed", exc_info=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._app.failed = True
+        finally:
+            self._app.parts = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class CoachApp(QuartTrio):
+    """Quart-Trio's application and the WebSocket side by side."""
+
+    asgi_lifespan_class = Lifespan
+
+    def __init__(self) -> None:
+        """Without parts: they come with the lifespan."""
+        super().__init__("coach", static_folder=str(WEB), static_url_path="/static")
+        self.settings = config.Settings()
+        self.parts: Parts | None = None
+        self.failed = False
+        """True when the parts broke; the process must end with an error."""
+
+    def opened(self) -> Parts:
+        """The parts; only while the worker serves."""
+        assert self.parts is not None
+        return self.parts
+
+    async def serve_websocket(self, connection: edge.EdgeConnection) -> None:
+        """Serve one student, from the upgrade request to the end of the connection."""
+        parts = self.opened()
+        if not _origin_is_welcome(connection.headers, self.settings.server.public_origins):
+            await connection.refuse(403, "this origin may not connect")
+            return
+        if not parts.sessions.draining:
+            parts.sessions.watch(connection.terminated, parts.nursery)
+        await serve_session(connection, parts.services, parts.sessions)
+
+
+def config_path() -> Path | None:
+    """The configuration file that the command line, or the operator, named."""
+    name = os.environ.get("COACH_CONFIG")
+    return Path(name) if name else None
+
+
+@asynccontextmanager
+async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
+    """Open what a web worker consists of.
+
+    Raises:
+      ConfigurationError: see `open_backend`.
+    """
+    role = f"w{os.environ.get('COACH_WORKER', '0')}"
+    async with open_backend(settings, role=role) as backend, trio.open_nursery() as nursery:
+        sessions = Sessions(
+            connections_per_user=settings.server.connections_per_user,
+            ping_s=settings.server.ping_s,
+            drain_s=settings.server.drain_s * DRAIN_SHARE,
+        )
+        services = Services(
+            settings=settings,
+            worker=backend.worker,
+            authority=open_authority(settings),
+            limits=user_limits(backend.redis, settings.limits),
+            routes=[
+                Route(
+                    provider=endpoint.provider,
+                    budget=endpoint.budget,
+                    output_tokens_max=endpoint.settings.feedback_output_tokens_max,
+                )
+                for endpoint in backend.endpoints
+            ],
+            queue=backend.queue,
+            rubric=backend.rubric,
+        )
+        nursery.start_soon(sessions.run_pings)
+        nursery.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
+        nursery.start_soon(_sample, backend, sessions)
+        log.info("worker_ready", worker=backend.worker)
+        yield Parts(backend=backend, services=services, sessions=sessions, nursery=nursery)
+        nursery.cancel_scope.cancel("the worker shuts down")
+
+
+async def _sample(backend: Backend, sessions: Sessions) -> None:
+    """Set the gauges once a second, until cancelled."""
+    while True:
+        pool = backend.pool.statistics()
+        metrics.sessions.set(len(sessions))
+        metrics.turns_running.set(sessions.turns_running)
+        metrics.provider_connections.set(pool.connections)
+        metrics.provider_streams.set(pool.streams)
+        metrics.provider_handshakes.set(pool.handshakes)
+        try:
+            for lane, depth in (await backend.queue.depth()).items():
+                metrics.queue_depth.labels(lane).set(depth)
+        except RedisError:
+            pass  # the gauge keeps its last value; /readyz says that Redis is away
+        await trio.sleep(SAMPLE_S)
+
+
+def _origin_is_welcome(headers: dict[bytes, bytes], public_origins: tuple[str, ...]) -> bool:
+    """Browsers name the page that opens a WebSocket: it must be ours (RFC 6455 section 10.2)."""
+    origin = headers.get(b"origin", b"").decode("latin-1").lower()
+    if not origin:
+        return True  # not a browser
+    if origin in {known.lower() for known in public_origins}:
+        return True
+    return origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1").lower()
+
+
+app = CoachApp()
+edge.install()
+
+
+@app.after_request
+async def _harden(response: Response) -> Response:
+    headers = response.headers
+    headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Referrer-Policy", "no-referrer")
+    headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
+    return response
+
+
+@app.errorhandler(CoachError)
+async def _coach_error(error: CoachError) -> tuple[Response, int]:
+    response = jsonify(code=error.code, message=str(error))
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return response, _STATUS.get(error.code, 500)
+
+
+@app.errorhandler(RedisError)
+async def _redis_error(error: Exception) -> tuple[Response, int]:
+    log.warning("request_without_redis", error=str(error))
+    response = jsonify(code="overloaded", message="the shared store is away")
+    response.headers["Retry-After"] = "2"
+    return response, 503
+
+
+@app.get("/")
+async def _page() -> Response:
+    return await app.send_static_file("index.html")
+
+
+@app.post("/api/token")
+async def _token() -> dict[str, Any]:
+    if app.settings.auth.mode != "open":
+        raise Forbidden("auth.mode is not open: tokens come from your identity provider")
+    user, org = f"student-{secrets.token_hex(6)}", "demo"
+    token, expires_at = app.opened().services.authority.issue(user=user, org=org, role="student")
+    return {"token": token, "user": user, "org": org, "expires_at": expires_at}
+
+
+@app.get("/api/assignments")
+async def _assignments() -> Response:
+    rubric = app.opened().backend.rubric
+    return jsonify(
+        [{"id": item.id, "title": item.title, "task": item.task} for item in rubric.assignments]
+    )
+
+
+@app.get("/api/submissions/<submission>")
+async def _submission(submission: str) -> dict[str, Any]:
+    identity = _caller()
+    state = await app.opened().backend.queue.get(identity.org, submission)
+    if state is None or state.user != identity.user:
+        raise Forbidden("you have no submission of this id")
+    return {
+        "submission": submission,
+        "status": state.status,
+        "grade": None if state.grade is None else attrs.asdict(state.grade),
+    }
+
+
+def _caller() -> Identity:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("send the token as: Authorization: Bearer …")
+    return app.opened().services.authority.verify(token)
+
+
+@app.get("/healthz")
+async def _healthz() -> dict[str, str]:
+    return {"status": "alive"}
+
+
+@app.get("/readyz")
+async def _readyz() -> tuple[dict[str, str], int]:
+    parts = app.parts
+    if parts is None or parts.sessions.draining:
+        return {"status": "draining"}, 503
+    try:
+        with trio.fail_after(1):
+            await parts.backend.redis.ping()
+    except (RedisError, trio.TooSlowError):
+        return {"status": "no redis"}, 503
+    return {"status": "ready"}, 200
+
+
+@app.get("/metrics")
+async def _metrics() -> Response:
+    return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)

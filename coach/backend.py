@@ -1,0 +1,105 @@
+"""What web workers and graders have in common: Redis, the stream pool, providers, budgets, queue.
+
+Opened in order, closed in reverse; everything started here ends inside its `async with`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
+
+import attrs
+import structlog
+
+from . import config
+from .budget import EndpointBudget, open_endpoint_budget
+from .errors import ConfigurationError
+from .grading import Queue, Rubric, load_rubric
+from .ops import metrics
+from .providers import Pool, Provider, open_pool, open_provider
+from .store import Redis, RedisError, find_embedded, open_redis
+
+log = structlog.get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Endpoint:
+    """A provider and the budget that guards it."""
+
+    provider: Provider
+    budget: EndpointBudget
+    settings: config.Provider
+
+
+@attrs.frozen(kw_only=True)
+class Backend:
+    """The parts below sessions and graders."""
+
+    worker: str
+    """Unique to one run of one process: its mailbox, leases and tickets carry it."""
+    redis: Redis
+    pool: Pool
+    endpoints: tuple[Endpoint, ...]
+    """In the order of preference."""
+    queue: Queue
+    rubric: Rubric
+
+
+@asynccontextmanager
+async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator[Backend]:
+    """Open everything a worker or grader needs of the outside world.
+
+    Args:
+      settings: the whole of it.
+      role: "w0", "grader", …: what operators read in Redis' client list and in leases.
+
+    Raises:
+      ConfigurationError: no provider is configured, the rubric is bad, or Redis does not answer.
+    """
+    if not settings.provider:
+        raise ConfigurationError("no [[provider]] is configured: add one, or try scripts/demo")
+    rubric = load_rubric(settings.grading.rubric)
+    worker = f"{role}-{secrets.token_hex(4)}"
+    url = settings.redis.url or await find_embedded(settings.data_path)
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(
+            open_redis(url, wait_s=settings.redis.wait_s, name=f"coach-{worker}")
+        )
+        try:
+            await redis.ping()
+        except RedisError as error:
+            raise ConfigurationError(
+                f"redis.url: no answer from {_without_password(url)}: {error}"
+            ) from error
+        pool = await stack.enter_async_context(
+            open_pool(settings, on_batch=metrics.event_latency_seconds.observe)
+        )
+        endpoints = []
+        for provider in settings.provider:
+            budget = await stack.enter_async_context(
+                open_endpoint_budget(
+                    redis,
+                    endpoint=provider.name,
+                    quota=provider.quota,
+                    settings=settings.budget,
+                    worker=worker,
+                )
+            )
+            endpoints.append(
+                Endpoint(provider=open_provider(provider, pool), budget=budget, settings=provider)
+            )
+        yield Backend(
+            worker=worker,
+            redis=redis,
+            pool=pool,
+            endpoints=tuple(endpoints),
+            queue=Queue(redis, settings.grading),
+            rubric=rubric,
+        )
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url

@@ -1,0 +1,95 @@
+"""Prometheus metrics of one worker, summed over the workers of a host when they are scraped.
+
+With `PROMETHEUS_MULTIPROC_DIR` set (the supervisor does that) every process writes its figures to
+memory-mapped files there, and any worker answers `/metrics` for all. Without it the registry is
+the process's own.
+
+Gauges are sampled once a second by `coach.app`; nothing here is touched per token. Event latency
+is observed once per wake-up of a provider connection, which may carry many events: the time the
+last of them waited.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_LATENCY_BUCKETS: Final = (
+    *(0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+_TTFT_BUCKETS: Final = (0.05, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 4, 8, 16)
+_GRADE_BUCKETS: Final = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 30, 60)
+
+ttft_seconds: Final = Histogram(
+    "coach_ttft_seconds",
+    "From a student's `feedback` message to the first delta written to the student's socket.",
+    buckets=_TTFT_BUCKETS,
+)
+event_latency_seconds: Final = Histogram(
+    "coach_event_latency_seconds",
+    "From a provider connection's wake-up to the last of its events handed to students' sockets.",
+    buckets=_LATENCY_BUCKETS,
+)
+score_seconds: Final = Histogram(
+    "coach_time_to_score_seconds",
+    "From a student's `submit` message to the grade written to the student's socket.",
+    buckets=_GRADE_BUCKETS,
+)
+turns_total: Final = Counter(
+    "coach_turns_total", "Feedback turns by how they ended: done or an error code.", ["outcome"]
+)
+submissions_total: Final = Counter(
+    "coach_submissions_total",
+    "Submissions by how they ended: graded or an error code.",
+    ["outcome"],
+)
+tokens_total: Final = Counter(
+    "coach_tokens_total",
+    "Tokens of feedback turns as the provider counted them.",
+    ["provider", "kind"],
+)
+client_errors_total: Final = Counter(
+    "coach_client_errors_total", "Errors sent to clients, by wire code.", ["code"]
+)
+sessions: Final = Gauge("coach_sessions", "Open student sessions.", multiprocess_mode="livesum")
+turns_running: Final = Gauge(
+    "coach_turns_running", "Feedback turns under way.", multiprocess_mode="livesum"
+)
+provider_connections: Final = Gauge(
+    "coach_provider_connections", "Open provider connections.", multiprocess_mode="livesum"
+)
+provider_streams: Final = Gauge(
+    "coach_provider_streams", "Open provider streams.", multiprocess_mode="livesum"
+)
+provider_handshakes: Final = Gauge(
+    "coach_provider_handshakes",
+    "Provider connections opened since the worker's start.",
+    multiprocess_mode="livesum",
+)
+queue_depth: Final = Gauge(
+    "coach_queue_depth",
+    "Grading jobs that wait, per lane.",
+    ["lane"],
+    multiprocess_mode="livemostrecent",
+)
+line_length: Final = Gauge(
+    "coach_line_length",
+    "Requests that wait for a provider's budget.",
+    ["endpoint"],
+    multiprocess_mode="livemostrecent",
+)
+
+
+def exposition() -> bytes:
+    """Every metric of all workers of this host, in Prometheus' text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
+    return generate_latest(registry)

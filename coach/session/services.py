@@ -1,0 +1,39 @@
+"""What the sessions of one worker share, lent to them by the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from .. import config
+    from ..budget import EndpointBudget, UserLimits
+    from ..grading import Queue, Rubric
+    from ..providers import Provider
+    from .auth import Authority
+
+
+@attrs.frozen
+class Route:
+    """A provider's endpoint and the budget that guards it."""
+
+    provider: Provider
+    budget: EndpointBudget
+    output_tokens_max: int
+
+
+@attrs.frozen(kw_only=True)
+class Services:
+    """Everything a session reaches beyond its own socket."""
+
+    settings: config.Settings
+    worker: str
+    """Name of this worker's mailbox, unique to one run of one process."""
+    authority: Authority
+    limits: UserLimits
+    routes: Sequence[Route]
+    """For feedback, in order of preference."""
+    queue: Queue
+    rubric: Rubric
