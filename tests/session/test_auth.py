@@ -1,0 +1,74 @@
+"""Tokens: who may speak, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jwt
+import pytest
+
+from coach import config
+from coach.errors import ConfigurationError, Unauthenticated
+from coach.session.auth import Authority, open_authority
+
+SECRET = "s" * 32
+AUTHORITY = Authority(SECRET, token_s=60, leeway_s=0)
+
+
+def test_a_token_speaks_for_its_user() -> None:
+    token, expires_at = AUTHORITY.issue(user="ana", org="school", role="student")
+    identity = AUTHORITY.verify(token)
+    assert (identity.user, identity.org, identity.role) == ("ana", "school", "student")
+    assert identity.expires_at == expires_at == pytest.approx(time.time() + 60, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("claims", "key", "algorithm"),
+    [
+        ({"sub": "ana", "exp": time.time() - 10}, SECRET, "HS256"),
+        ({"sub": "ana"}, SECRET, "HS256"),
+        ({"exp": time.time() + 60}, SECRET, "HS256"),
+        ({"sub": "ana", "exp": time.time() + 60}, "t" * 32, "HS256"),
+        ({"sub": "ana", "exp": time.time() + 60}, None, "none"),
+        ({"sub": "ana", "exp": time.time() + 60}, SECRET * 2, "HS512"),
+        ({"sub": "a{b}c", "exp": time.time() + 60}, SECRET, "HS256"),
+        ({"sub": "ana", "org": "", "exp": time.time() + 60}, SECRET, "HS256"),
+        ({"sub": "ana", "role": "root", "exp": time.time() + 60}, SECRET, "HS256"),
+    ],
+    ids=[
+        "expired",
+        "no exp",
+        "no sub",
+        "other key",
+        "alg none",
+        "other alg",
+        "braces",
+        "org",
+        "role",
+    ],
+)
+def test_what_is_no_token(claims: dict[str, object], key: str | None, algorithm: str) -> None:
+    with pytest.raises(Unauthenticated):
+        AUTHORITY.verify(jwt.encode(claims, key, algorithm=algorithm))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("user", ["", "a b", "{x}", "x" * 65, "é"])
+def test_names_that_would_not_fit_a_redis_key_are_not_issued(user: str) -> None:
+    with pytest.raises(ValueError, match="letters"):
+        AUTHORITY.issue(user=user, org="school", role="student")
+
+
+def test_the_made_key_is_shared_and_private(tmp_path: Path) -> None:
+    settings = config.load(None, {"COACH_DATA_DIR": str(tmp_path)})
+    token, _ = open_authority(settings).issue(user="ana", org="school", role="student")
+    assert open_authority(settings).verify(token).user == "ana"
+    assert (tmp_path / "auth.secret").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["auth.secret"]
+
+
+def test_a_key_that_cannot_be_kept_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    settings = config.load(None, {"COACH_DATA_DIR": str(tmp_path / "file")})
+    with pytest.raises(ConfigurationError, match=r"signing key"):
+        open_authority(settings)
