@@ -1,1 +1,32 @@
-"""TODO."""
+"""The grading queue, the judges, and the grader process that brings them together."""
+
+from .queue import Queue
+from .records import (
+    LANES,
+    CriterionGrade,
+    Failure,
+    Grade,
+    Lane,
+    Status,
+    Submission,
+    SubmissionState,
+    Usage,
+)
+from .rubric import Assignment, Criterion, Rubric, load_rubric
+
+__all__ = [
+    "LANES",
+    "Assignment",
+    "Criterion",
+    "CriterionGrade",
+    "Failure",
+    "Grade",
+    "Lane",
+    "Queue",
+    "Rubric",
+    "Status",
+    "Submission",
+    "SubmissionState",
+    "Usage",
+    "load_rubric",
+]

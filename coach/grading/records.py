@@ -1,0 +1,104 @@
+"""What the grading room takes in and gives out. Plain records: no clock, no Redis."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import attrs
+
+Lane = Literal["interactive", "submission", "background"]
+LANES: Final[tuple[Lane, ...]] = ("interactive", "submission", "background")
+"""Most urgent first; a lane's place is its rank in the queue's order."""
+
+Status = Literal["queued", "grading", "graded", "failed"]
+
+
+@attrs.frozen
+class Usage:
+    """Tokens of one or more requests; `input` is uncached and excludes `cache_write`."""
+
+    input: int = 0
+    cache_write: int = 0
+    cache_read: int = 0
+    output: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Submission:
+    """An essay that is handed in."""
+
+    id: str
+    """Made by the client; 1..64 characters of `A-Za-z0-9_.:@-`, first one a letter or digit."""
+    user: str
+    org: str
+    assignment: str
+    """Id of the task; one that the rubric does not know counts as a free choice."""
+    text: str
+    lane: Lane = "submission"
+    worker: str = ""
+    """Whose mailbox gets the result; empty: nobody is told, the result is read with `get`."""
+    session: str = ""
+    """Where in that worker the student is."""
+
+
+@attrs.frozen(kw_only=True)
+class CriterionGrade:
+    """One criterion's band (0 is lowest) with the words of the essay that show it."""
+
+    name: str
+    label: str
+    band: int
+    band_max: int
+    evidence: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class Grade:
+    """The panel's result."""
+
+    score: int
+    """0..100."""
+    criteria: tuple[CriterionGrade, ...]
+    judges: int
+    """How many judges' answers are in it."""
+    degraded: bool
+    """Fewer judges answered than were asked."""
+    review: bool = False
+    """The judges lie so far apart that a person should look."""
+    feedback: str
+    """What to improve first, to the student."""
+    usage: Usage = Usage()
+    """Tokens of all judges, repairs included."""
+    seconds: float = 0.0
+    """From submission to grade, on Redis' clock."""
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """Why a submission was given up."""
+
+    code: str
+    """The wire code the student sees."""
+    message: str
+    """To the student."""
+    reason: str
+    """To the operator."""
+    attempts: int
+    """Failed attempts that counted."""
+
+
+@attrs.frozen(kw_only=True)
+class SubmissionState:
+    """A submission as the queue knows it now."""
+
+    id: str
+    user: str
+    org: str
+    status: Status
+    submitted_at: float
+    """Seconds since the epoch, on Redis' clock."""
+    grade: Grade | None = None
+    """Present exactly when `status` is `graded`."""
+    failure: Failure | None = None
+    """Present exactly when `status` is `failed`."""
