@@ -96,7 +96,7 @@ class SubmissionState:
     user: str
     org: str
     status: Status
-    submitted_at: float
+    submitted_at: float = 0.0
     """Seconds since the epoch, on Redis' clock."""
     grade: Grade | None = None
     """Present exactly when `status` is `graded`."""
