@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from typing import Final
 
 import attrs
 import msgspec
@@ -113,6 +114,10 @@ class _Said(msgspec.Struct, frozen=True):
     degraded: bool = False
 
 
+_ABOUT_TURNS: Final = frozenset({"started", "delta", "restarted", "done"})
+_ABOUT_SUBMISSIONS: Final = frozenset({"grading", "grade"})
+_ABOUT_EITHER: Final = frozenset({"queued", "error"})
+
 _decoder = msgspec.json.Decoder(_Said)
 
 
@@ -154,8 +159,9 @@ class Conversation:
         )
 
     def close(self) -> None:
-        """Nothing more comes: count what is unanswered. (An ungraded submission shows in the
-        difference of `submissions` and `graded`.)
+        """Nothing more comes: count the turns that never ended.
+
+        An ungraded submission shows in the difference of `submissions` and `graded`.
         """
         for turn in self._turns.values():
             if turn.state is not _State.ENDED:
@@ -177,11 +183,11 @@ class Conversation:
         self.seq = said.seq
         if said.type == "draining":
             self.draining = True
-        elif said.type in ("grading", "grade"):
+        elif said.type in _ABOUT_SUBMISSIONS or (
+            said.type in _ABOUT_EITHER and said.request is None
+        ):
             self._submission_said(said, now_s)
-        elif said.type in ("queued", "error") and said.request is None:
-            self._submission_said(said, now_s)
-        elif said.type in ("queued", "started", "delta", "restarted", "done", "error"):
+        elif said.type in _ABOUT_TURNS or said.type in _ABOUT_EITHER:
             self._turn_said(said, now_s)
         else:
             self._count("protocol_unknown_type")
@@ -275,9 +281,8 @@ class Conversation:
         self.tally.graded += 1
         self.tally.degraded += said.degraded
         self.tally.last_score = said.score
-        if not 0 <= said.score <= 100 or not said.criteria:
-            self._count("protocol_grade")
-        elif not all(_in_band(criterion) for criterion in said.criteria):
+        bands_right = all(_in_band(criterion) for criterion in said.criteria)
+        if not 0 <= said.score <= 100 or not said.criteria or not bands_right:
             self._count("protocol_grade")
 
     def _count(self, code: str) -> None:

@@ -52,6 +52,4 @@ class Histogram:
     def summary(self) -> dict[str, float | None]:
         """p50, p95 and p99 in milliseconds, rounded to 0.1; None where nothing was recorded."""
         values = {f"p{percent}": self.percentile(percent) for percent in (50, 95, 99)}
-        return {
-            name: None if value is None else round(value, 1) for name, value in values.items()
-        }
+        return {name: None if value is None else round(value, 1) for name, value in values.items()}
