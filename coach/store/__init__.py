@@ -1,1 +1,24 @@
-"""TODO."""
+"""Redis: the client on Trio, the scripts, and the server that coach brings along."""
+
+from .client import Redis, open_redis
+from .embedded import EmbeddedServer, find_embedded, open_embedded
+from .errors import ConnectionLost, NotSent, RedisError, ResponseError
+from .pipeline import Pipeline
+from .script import Script, script
+from .server import RedisStatistics
+
+__all__ = [
+    "ConnectionLost",
+    "EmbeddedServer",
+    "NotSent",
+    "Pipeline",
+    "Redis",
+    "RedisError",
+    "RedisStatistics",
+    "ResponseError",
+    "Script",
+    "find_embedded",
+    "open_embedded",
+    "open_redis",
+    "script",
+]

@@ -1,0 +1,106 @@
+"""The Redis client: redis-py's command methods on Trio.
+
+From redis-py: command methods, reply callbacks, error classes. From hiredis: packing and parsing.
+The transport is coach's own, since redis-py's is asyncio's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, final
+
+import trio
+
+from .commands import Commands, check, shape
+from .pipeline import Pipeline
+from .server import RedisStatistics, Server, Transport
+from .url import parse_url
+from .wire import Limits, open_wire
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str, *, wait_s: float = 5.0, name: str | None = None
+) -> AsyncIterator[Redis]:
+    """Open a client. Entering does not wait for the server: the first command does.
+
+    The connection outlives a cancellation of the body, so that what the body gives back under a
+    shield still reaches Redis, and ends with the body.
+
+    Args:
+      url: `redis://`, `rediss://` or `unix://`.
+      wait_s: how long a command may wait for a connection before `NotSent`.
+      name: what CLIENT LIST shows.
+
+    Raises:
+      ConfigurationError: the URL means nothing.
+      whatever the body raised, as it is: never inside an exception group of this block's making.
+    """
+    target, limits = parse_url(url), Limits(wait_s=wait_s)
+    server = Server(partial(open_wire, target, name=name, limits=limits), limits)
+    async with _running(server.run):
+        yield Redis(server)
+
+
+@final
+class Redis(Commands):
+    """Handle lent out by `open_redis`, and built nowhere else; shared by any number of tasks.
+
+    Replies are bytes, not text. Commands of all tasks share one connection; blocking ones (BLPOP,
+    XREAD BLOCK, WAITAOF, …) get one of their own while they wait.
+
+    Every command is a checkpoint and raises, besides the server's `ResponseError`,
+    `NotSent` (surely did not run) or `ConnectionLost` (may have run). Cancelled before it was
+    written it will not run; cancelled later it may have. A cancelled blocking pop loses no
+    element: if one was taken in that very moment, it is returned.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command; what all the methods end in.
+
+        Raises:
+          DataError: an argument Redis cannot take, or a command that would change the state of
+            the shared connection (SUBSCRIBE, MULTI, SELECT, …).
+        """
+        check(args)
+        options.pop("NEVER_DECODE", None)
+        return shape(args, options, await self._transport.request(args))
+
+    def pipeline(self, *, transaction: bool = True) -> Pipeline:
+        """Commands to send together; as MULTI/EXEC, or just in one round trip."""
+        return Pipeline(self._transport.request_batch, transaction=transaction)
+
+    def statistics(self) -> RedisStatistics:
+        """What the client is doing at this moment."""
+        return self._transport.statistics()
+
+
+@asynccontextmanager
+async def _running(run: Callable[..., Awaitable[None]]) -> AsyncIterator[None]:
+    """Run a service that ends after the body does; the body's error leaves without a group."""
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        # Shielded: cancelled with the body, it could not serve the body's own cleaning up.
+        service = trio.CancelScope(shield=True)
+
+        async def serve(task_status: trio.TaskStatus[None]) -> None:
+            with service:
+                await run(task_status=task_status)
+
+        await nursery.start(serve)
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+        finally:
+            service.cancel()
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # or the traceback would keep this frame in a cycle

@@ -1,0 +1,106 @@
+"""One Redis server: its multiplexed connection and its blocking ones."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, final
+
+import attrs
+import trio
+
+from .blocking import Blocking, is_blocking
+from .link import Link
+from .wire import Command, Limits, Wire, pack
+
+
+@attrs.frozen(kw_only=True)
+class RedisStatistics:
+    """What a client is doing, for metrics and tests."""
+
+    connected: bool
+    connections_count: int
+    """Multiplexed connections opened so far; all but the first are reconnections."""
+    unsent_count: int
+    """Commands that wait for a connection."""
+    written_count: int
+    """Commands that wait for their reply."""
+    replies_dropped_count: int
+    """Replies that came after their caller was cancelled."""
+    blocking_count: int
+    """Blocking commands that wait, each on its own connection."""
+    idle_count: int
+    """Connections kept for the next blocking command."""
+
+
+class Transport(Protocol):
+    """Where commands go: one server, or a cluster of them."""
+
+    async def request(self, command: Command) -> Any:
+        """The reply; an error reply is returned."""
+        ...
+
+    async def request_batch(self, commands: Sequence[Command], transaction: bool) -> list[Any]:
+        """A reply for each; error replies are returned, a refused transaction is raised."""
+        ...
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connections; ends by cancellation only."""
+        ...
+
+    def statistics(self) -> RedisStatistics:
+        """A snapshot."""
+        ...
+
+
+@final
+class Server:
+    """The transport to one server, whichever `dial` finds."""
+
+    def __init__(self, dial: Callable[[], Awaitable[Wire]], limits: Limits) -> None:
+        self._link = Link(dial, limits)
+        self._blocking = Blocking(dial, self._link, limits)
+
+    async def request(self, command: Command) -> Any:
+        """See `Transport`."""
+        if is_blocking(command):
+            (reply,) = await self._blocking.request([command])
+        else:
+            (reply,) = await self._link.request(pack(command))
+        return reply
+
+    async def request_batch(self, commands: Sequence[Command], transaction: bool) -> list[Any]:
+        """See `Transport`. With a blocking command among them, on a connection of their own."""
+        if transaction:
+            return await self._transact(commands)
+        if any(map(is_blocking, commands)):
+            return await self._blocking.request(commands)
+        data = b"".join([pack(command) for command in commands])
+        return await self._link.request(data, len(commands))
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Transport`."""
+        try:
+            await self._link.run(task_status)
+        finally:
+            self._blocking.close()
+
+    def statistics(self) -> RedisStatistics:
+        """See `Transport`."""
+        return RedisStatistics(
+            connected=self._link.is_connected,
+            connections_count=self._link.connections_count,
+            unsent_count=self._link.unsent_count,
+            written_count=self._link.written_count,
+            replies_dropped_count=self._link.replies_dropped_count,
+            blocking_count=self._blocking.busy_count,
+            idle_count=self._blocking.idle_count,
+        )
+
+    async def _transact(self, commands: Sequence[Command]) -> list[Any]:
+        data = b"".join([pack(command) for command in [("MULTI",), *commands, ("EXEC",)]])
+        *queued, result = await self._link.request(data, len(commands) + 2)
+        for reply in (*queued, result):
+            if isinstance(reply, Exception):
+                raise reply
+        replies: list[Any] = result
+        return replies
