@@ -163,6 +163,10 @@ class Grading(Section, frozen=True, kw_only=True):
     retry_base_s: Seconds = 0.5
     retry_s_max: Seconds = 30.0
     shards: Count = 1
+    depth_max: Count = 10_000
+    """Essays that may wait per shard; beyond it submissions are refused as `overloaded`."""
+    drain_s: Seconds = 10.0
+    """From SIGTERM until a grader hands back what it has not finished."""
     result_days: Count = 90
     lanes: tuple[Literal["interactive", "submission", "background"], ...] = (
         "interactive",
