@@ -1,0 +1,180 @@
+// The connection to coach: protocol coach.v1 over a WebSocket that comes back by itself.
+//
+// States: connecting, online, reconnecting, offline (the device has no network), refused (this
+// coach hands out no tokens: the student must come from elsewhere).
+
+import { keep, recall } from "./storage.js";
+
+const SUBPROTOCOL = "coach.v1";
+const BACKOFF_MS = 500;
+const BACKOFF_MS_MAX = 15_000;
+const ACK_MS = 1_000;
+const WELCOME_MS_MAX = 10_000;
+const TOKEN_MARGIN_S = 60;
+
+class Refused extends Error {}
+
+export class Link {
+  #socket = null;
+  #welcomed = false;
+  #session = null;
+  #resume = null;
+  #seq = 0;
+  #acked = 0;
+  #attempts = 0;
+  #timer = 0;
+  #patience = 0;
+  #wasOnline = false;
+  #connecting = false;
+
+  /**
+   * @param {object} listener
+   *   onState(state): the connection's state changed
+   *   onWelcome(resumed): messages can be sent; `resumed` when the old session goes on
+   *   onMessage(message): a message of the server, in order, each once
+   */
+  constructor(listener) {
+    this.listener = listener;
+    window.addEventListener("online", () => this.#hurry());
+    window.addEventListener("offline", () => this.#drop());
+    document.addEventListener("visibilitychange", () => {
+      if (document.visibilityState === "visible" && !this.#socket) this.#hurry();
+    });
+    setInterval(() => this.#acknowledge(), ACK_MS);
+  }
+
+  /** Begin to connect; from then on the link looks after itself. */
+  open() {
+    this.#connect();
+  }
+
+  /** Send a message. Returns false, and sends nothing, while there is no session. */
+  send(message) {
+    if (!this.#welcomed) return false;
+    this.#socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  async #connect() {
+    clearTimeout(this.#timer);
+    if (this.#socket || this.#connecting) return;
+    if (!navigator.onLine) {
+      this.listener.onState("offline");
+      return;
+    }
+    this.listener.onState(this.#wasOnline ? "reconnecting" : "connecting");
+    this.#connecting = true;
+    try {
+      this.#greet(await studentToken());
+    } catch (error) {
+      if (error instanceof Refused) this.listener.onState("refused");
+      else this.#retry();
+    } finally {
+      this.#connecting = false;
+    }
+  }
+
+  #greet(token) {
+    const url = new URL("/ws", location.href);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(url, SUBPROTOCOL);
+    this.#socket = socket;
+    this.#patience = setTimeout(() => this.#leave(), WELCOME_MS_MAX);
+    socket.onopen = () => {
+      const hello = { type: "hello", token };
+      if (this.#resume) Object.assign(hello, { resume: this.#resume, last_seq: this.#seq });
+      socket.send(JSON.stringify(hello));
+    };
+    socket.onmessage = (event) => {
+      if (socket === this.#socket) this.#receive(JSON.parse(event.data));
+    };
+    socket.onclose = () => {
+      if (socket === this.#socket) this.#lost();
+    };
+  }
+
+  #receive(message) {
+    if (message.type === "welcome") {
+      this.#open(message);
+      return;
+    }
+    if (!this.#welcomed) {
+      if (message.code === "unauthenticated") keep("student", null);
+      return; // a close follows
+    }
+    if (message.seq <= this.#seq) return; // replayed, seen already
+    if (message.seq !== this.#seq + 1) {
+      this.#leave(); // something is missing: come back and ask for it
+      return;
+    }
+    this.#seq = message.seq;
+    if (message.type !== "draining") this.listener.onMessage(message); // a close follows that
+  }
+
+  #open(welcome) {
+    clearTimeout(this.#patience);
+    const resumed = welcome.session === this.#session;
+    if (!resumed) this.#seq = this.#acked = welcome.seq;
+    this.#session = welcome.session;
+    this.#resume = welcome.resume ?? null;
+    this.#welcomed = this.#wasOnline = true;
+    this.#attempts = 0;
+    this.listener.onState("online");
+    this.listener.onWelcome(resumed);
+  }
+
+  #lost() {
+    clearTimeout(this.#patience);
+    if (!this.#welcomed) this.#resume = null; // whatever it was, it did not open the door
+    this.#welcomed = false;
+    this.#socket = null;
+    this.#retry();
+  }
+
+  // Do not wait for the closing handshake: a dead network would hold it up for minutes.
+  #leave() {
+    const socket = this.#socket;
+    if (!socket) return;
+    this.#lost();
+    socket.close();
+  }
+
+  #drop() {
+    this.listener.onState("offline");
+    this.#leave();
+  }
+
+  #hurry() {
+    this.#attempts = 0;
+    this.#connect();
+  }
+
+  // Full jitter: students who were cut off together must not come back together.
+  #retry() {
+    const cap = Math.min(BACKOFF_MS_MAX, BACKOFF_MS * 2 ** Math.min(this.#attempts, 10));
+    this.#attempts += 1;
+    this.listener.onState(
+      !navigator.onLine ? "offline" : this.#wasOnline ? "reconnecting" : "connecting",
+    );
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#connect(), 100 + Math.random() * cap);
+  }
+
+  #acknowledge() {
+    if (this.#seq !== this.#acked && this.send({ type: "ack", seq: this.#seq })) {
+      this.#acked = this.#seq;
+    }
+  }
+}
+
+/** The token kept on this device while it is valid, else a new student's. */
+async function studentToken() {
+  const kept = recall("student");
+  if (kept && kept.expires_at - TOKEN_MARGIN_S > Date.now() / 1000) return kept.token;
+  const response = await fetch("/api/token", { method: "POST" });
+  if (response.status === 403) throw new Refused();
+  if (!response.ok) throw new Error(`token: ${response.status}`);
+  const student = await response.json();
+  keep("student", student);
+  return student.token;
+}

@@ -1,0 +1,116 @@
+"""The page's pure functions, run in the browser's own engine: splices, quotes, streamed notes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.support.browser import browse, needs_chromium, open_page
+from tests.support.fake_coach import FakeCoach, open_fake_coach
+
+pytestmark = [pytest.mark.real_time, needs_chromium]
+
+CALL = """async ([module, name, calls]) => {
+  const functions = await import(`/static/${module}`);
+  return calls.map((args) => functions[name](...args));
+}"""
+
+
+async def call(module: str, name: str, calls: list[list[Any]]) -> list[Any]:
+    """What the function `name` of `module` returns for each argument list of `calls`."""
+
+    def act(url: str) -> list[Any]:
+        with open_page(url) as page:
+            results: list[Any] = page.evaluate(CALL, [module, name, calls])
+            return results
+
+    async with open_fake_coach(FakeCoach()) as coach:
+        return await browse(act, coach.url)
+
+
+async def test_a_splice_makes_one_text_of_the_other_and_cuts_no_pair() -> None:
+    """For 2,000 pairs of texts over an alphabet in which surrogate pairs share their halves."""
+    rng = random.Random(3)
+    alphabet = "ab \n😀😁𝄞é"
+    pairs = [
+        ["".join(rng.choices(alphabet, k=rng.randrange(8))) for _ in range(2)] for _ in range(2_000)
+    ]
+    for (before, after), splice in zip(
+        pairs, await call("editor.js", "splice", pairs), strict=True
+    ):
+        if splice is None:
+            assert before == after
+            continue
+        at, delete, insert = splice
+        units = before.encode("utf-16-le")
+        assert 0 <= at <= at + delete <= len(units) // 2
+        insert.encode("utf-8")  # no half of a pair
+        made = units[: at * 2] + insert.encode("utf-16-le") + units[(at + delete) * 2 :]
+        assert made.decode("utf-16-le") == after
+
+
+async def test_quotes_are_found_as_models_write_them() -> None:
+    """White space and marks may differ; what is not there is not found."""
+    text = 'He said "it doesn\'t\nmatter" – and left. (Really?)'
+    cases: dict[str, str | None] = {
+        "it doesn’t matter": "it doesn't\nmatter",
+        "“it doesn't matter”": '"it doesn\'t\nmatter"',
+        "matter” - and": 'matter" – and',
+        "and left…": "and left",
+        "(Really?)": "(Really?)",
+        "HE SAID": "He said",
+        "he never said": None,
+        "": None,
+        ".*": None,
+    }
+    found = await call("editor.js", "locate", [[quote, text] for quote in cases])
+    spans = [None if span is None else text[span[0] : span[1]] for span in found]
+    assert spans == list(cases.values())
+
+
+async def test_streamed_feedback_grows_without_flicker() -> None:
+    """However far it has come: what was complete stays, no half bracket or quote is ever shown."""
+    whole = (
+        "[Content] «the ball is not your enemy» A line worth keeping.\n"
+        "- [Structure] “So we went” Say how you got there.\n"
+        "\n"
+        "[Spelling] General care.\n"
+        "A line of its own.\n"
+        "[Next step] Read it aloud [slowly]."
+    )
+    prefixes = [whole[:end] for end in range(len(whole) + 1)]
+    results = await call("feedback.js", "parseFeedback", [[prefix, False] for prefix in prefixes])
+    final = (await call("feedback.js", "parseFeedback", [[whole, True]]))[0]
+    assert [(note["criterion"], note["quote"]) for note in final] == [
+        ("Content", "the ball is not your enemy"),
+        ("Structure", "So we went"),
+        ("Spelling", ""),
+        ("", ""),
+        ("Next step", ""),
+    ]
+    for prefix, notes in zip(prefixes, results, strict=True):
+        for index, note in enumerate(notes):
+            assert note["criterion"] == final[index]["criterion"], prefix
+            assert note["quote"] == final[index]["quote"], prefix
+            assert final[index]["comment"].startswith(note["comment"]), prefix
+            if note["complete"]:
+                assert note == final[index]
+
+
+async def test_a_reader_is_asked_only_when_there_is_something_new() -> None:
+    """A few words or a comma are not; a sentence is."""
+    text = "The first thing I learned from my uncle was patience"
+    cases = [
+        (["", "Too short."], False),
+        (["", text], True),
+        ([text, text], False),
+        ([text, text + "  \n"], False),
+        ([text, text + " and"], False),
+        ([text, text + "."], True),
+        ([text, text + " and after that I learned to lose"], True),
+    ]
+    assert await call("editor.js", "isMeaningful", [args for args, _ in cases]) == [
+        expected for _, expected in cases
+    ]
