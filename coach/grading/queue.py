@@ -136,13 +136,17 @@ class Queue:
           The state: of a new one `queued`; of a known one whatever it is by now.
 
         Raises:
-          BadMessage: the id has characters or a length that ids may not have.
+          BadMessage: the id or the text has characters that it may not have.
           Forbidden: the id belongs to somebody else.
           Conflict: the id is known with another text.
           Overloaded: too many wait, or the server cannot say that it is on disk.
         """
         if not _ID.fullmatch(submission.id):
             raise BadMessage("a submission's id: 1 to 64 of A-Z a-z 0-9 _ . : @ -")
+        try:
+            text = submission.text.encode()
+        except UnicodeEncodeError as error:
+            raise BadMessage("the essay holds half of a character (a lone surrogate)") from error
         shard = self.shard(submission.org)
         reply = await script("queue_submit")(
             self._redis,
@@ -158,8 +162,8 @@ class Queue:
                 submission.user,
                 submission.org,
                 submission.assignment,
-                submission.text,
-                hashlib.sha256(submission.text.encode("utf-8", "surrogatepass")).hexdigest(),
+                text,
+                hashlib.sha256(text).hexdigest(),
                 LANES.index(submission.lane),
                 submission.worker,
                 submission.session,

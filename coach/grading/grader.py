@@ -1,0 +1,373 @@
+"""A grader process: claims jobs, has them judged, stores the grades and tells the students.
+
+One task per shard claims, as long as there is a free slot; each claim becomes a task of its own,
+with a heartbeat beside it. Whatever happens to that task, the job is finished, failed or handed
+back, or its lease runs out: it is never lost, and the attempt number sees to it that no two
+graders write a result.
+
+Memory: `concurrency` jobs, each an essay (100,000 characters at most) and its judges' answers
+(64 KiB each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar, final
+
+import msgspec
+import structlog
+import trio
+
+from ..store import ConnectionLost, NotSent, RedisError
+from .answers import kept_answer
+from .ensemble import combine, quorum, total
+from .judges import Judge, JudgeOut
+from .queue import Claim
+from .records import LANES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .. import config
+    from ..budget import EndpointBudget
+    from ..errors import Code
+    from ..providers import Provider
+    from ..store import Redis
+    from .answers import Answer
+    from .queue import Job, Queue
+    from .records import Grade
+    from .rubric import Rubric
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+SETTLE_S_MAX: Final = 5.0
+"""How long storing a result may outlast a cancellation, or wait for a Redis that restarts."""
+HAND_BACK_S_MAX: Final = 1.0
+REDIS_PAUSE_S: Final = 0.5
+"""Between claims while Redis does not answer."""
+RECHECKS_PER_LEASE: Final = 4
+"""A grader that dies between waking up and claiming delays others by a lease over this."""
+
+
+async def run_grader(
+    *,
+    redis: Redis,
+    queue: Queue,
+    providers: Sequence[Provider],
+    budgets: Sequence[EndpointBudget],
+    rubric: Rubric,
+    settings: config.Grading,
+    worker: str,
+    stopping: trio.Event,
+    judge_output_tokens_max: int = 1_500,
+) -> None:
+    """Grade until `stopping` is set; then finish what is under way, or hand it back.
+
+    Cancellation: like `stopping` without the time to finish: every job is handed back within a
+    second, or comes back when its lease runs out.
+
+    Args:
+      redis: kept for the caller's symmetry with other services; the queue has its own handle.
+      queue: whose shards are served.
+      providers: the panel, one judge each.
+      budgets: each provider's, in the same order.
+      rubric: what is judged.
+      settings: lanes, concurrency, lease, heartbeat, drain time.
+      worker: for the log.
+      stopping: set it to end.
+      judge_output_tokens_max: ceiling of one answer.
+
+    Raises:
+      ExceptionGroup: a bug; operating errors are logged and survived.
+    """
+    del redis
+    judges = [
+        Judge(provider, budget, rubric, output_tokens_max=judge_output_tokens_max)
+        for provider, budget in zip(providers, budgets, strict=True)
+    ]
+    grader = _Grader(queue, judges, rubric, settings)
+    log.info("grader_started", worker=worker, judges=[judge.name for judge in judges])
+    async with trio.open_nursery() as grades:
+        async with trio.open_nursery() as claiming:
+            for shard in queue.shards:
+                claiming.start_soon(grader.claim_jobs, shard, grades)
+            await stopping.wait()
+            claiming.cancel_scope.cancel("the grader stops")
+        grades.cancel_scope.deadline = trio.current_time() + settings.drain_s
+    log.info("grader_stopped", worker=worker)
+
+
+@final
+class _Grader:
+    def __init__(
+        self, queue: Queue, judges: Sequence[Judge], rubric: Rubric, settings: config.Grading
+    ) -> None:
+        self._queue = queue
+        self._judges = judges
+        self._rubric = rubric
+        self._settings = settings
+        self._lanes = [lane for lane in LANES if lane in settings.lanes]
+        self._slots = trio.Semaphore(settings.concurrency)
+        """Free places; one is held for each claim, from before it is made until it is settled."""
+
+    # -- claiming ------------------------------------------------------------------------------
+
+    async def claim_jobs(self, shard: int, grades: trio.Nursery) -> None:
+        """Claim, and start a task in `grades` for each claim; ends by cancellation."""
+        try:
+            while True:
+                await self._slots.acquire()
+                claim: Claim | float | None = None
+                try:
+                    claim = await self._queue.claim(shard, self._lanes)
+                except RedisError as error:
+                    log.warning("claim_failed", shard=shard, error=str(error))
+                    claim = REDIS_PAUSE_S
+                finally:
+                    if not isinstance(claim, Claim):
+                        self._slots.release()
+                if isinstance(claim, Claim):
+                    grades.start_soon(self.grade, claim)  # which releases the slot
+                else:
+                    await self._sleep(shard, claim)
+        finally:
+            # A marker may have been taken for which nobody claims now: wake another grader.
+            with trio.move_on_after(HAND_BACK_S_MAX, shield=True):
+                await self._promote(shard)
+
+    async def _sleep(self, shard: int, due_s: float | None) -> None:
+        """Sleep until there may be work, without asking for it."""
+        if due_s == 0:
+            await self._promote(shard)
+            return
+        at_most_s = self._settings.lease_s / RECHECKS_PER_LEASE
+        if due_s is not None:
+            at_most_s = min(at_most_s, due_s)
+        try:
+            await self._queue.wait(shard, self._lanes, at_most_s=at_most_s)
+        except RedisError as error:
+            log.warning("wait_failed", shard=shard, error=str(error))
+            await trio.sleep(REDIS_PAUSE_S)
+
+    async def _promote(self, shard: int) -> None:
+        try:
+            due, lost = await self._queue.promote(shard)
+        except RedisError as error:
+            log.warning("promote_failed", shard=shard, error=str(error))
+            await trio.sleep(REDIS_PAUSE_S)
+            return
+        if lost:
+            log.warning("leases_lost", shard=shard, count=lost, due=due)
+
+    # -- one job -------------------------------------------------------------------------------
+
+    async def grade(self, claim: Claim) -> None:
+        """Work on a claim until it is settled, lost, or cancelled: then it is handed back."""
+        settled = False
+        try:
+            with trio.CancelScope() as lease:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_lease, claim, lease)
+                    await self._work(claim)
+                    settled = True
+                    nursery.cancel_scope.cancel("the job is settled")
+            settled = settled or lease.cancelled_caught
+        finally:
+            self._slots.release()
+            if not settled:
+                with trio.move_on_after(HAND_BACK_S_MAX, shield=True):
+                    await self._hand_back(claim)
+
+    async def _hand_back(self, claim: Claim) -> None:
+        try:
+            await self._queue.release(claim)
+        except RedisError as error:
+            log.warning("hand_back_failed", submission=claim.id, error=str(error))
+
+    async def _keep_lease(self, claim: Claim, lease: trio.CancelScope) -> None:
+        """Extend the lease in time; cancel the work when it is lost or may be."""
+        lease_s = self._settings.lease_s
+        ends_at = trio.current_time() + lease_s
+        held = True
+        while held and trio.current_time() < ends_at:
+            await trio.sleep(min(self._settings.heartbeat_s, ends_at - trio.current_time()))
+            asked_at = trio.current_time()
+            try:
+                with trio.move_on_at(ends_at):
+                    held = await self._queue.heartbeat(claim)
+                    ends_at = asked_at + lease_s
+            except RedisError as error:
+                log.warning("heartbeat_failed", submission=claim.id, error=str(error))
+        log.warning("lease_lost", submission=claim.id, attempt=claim.attempt)
+        lease.cancel("the lease is lost")
+
+    async def _work(self, claim: Claim) -> None:
+        """Finish or fail the job. Returns in any case but cancellation: nothing else can help."""
+        try:
+            await self._judge(claim)
+        except RedisError as error:
+            # Not handed back: it would be claimed, and perhaps paid for, again at once.
+            log.warning("grading_without_redis", submission=claim.id, error=str(error))
+            await self._fail(claim, reason=f"Redis: {error}", counted=False)
+        except Exception as error:
+            log.exception("grading_failed", submission=claim.id)
+            await self._fail(claim, reason=repr(error), code="internal")
+
+    async def _judge(self, claim: Claim) -> None:
+        job = await self._queue.load(claim)
+        if job is None:
+            await self._fail(claim, reason="the record has outlived its time", final=True)
+            return
+        if claim.failures >= self._settings.attempts_max:
+            await self._fail(claim, reason=f"{claim.failures} attempts did not end", final=True)
+            return
+        started_at = trio.current_time()
+        answers: dict[str, Answer] = {}
+        for judge in self._judges:
+            kept = job.answers.get(judge.name)
+            answer = kept_answer(kept, self._rubric) if kept is not None else None
+            if answer is not None:
+                answers[judge.name] = answer
+        outs: list[JudgeOut] = []
+        async with trio.open_nursery() as panel:
+            for judge in self._judges:
+                if judge.name not in answers:
+                    panel.start_soon(self._ask, judge, claim, job, answers, outs)
+        if len(answers) < quorum(len(self._judges)):
+            await self._give_up(claim, outs)
+            return
+        usages = [answer.usage for answer in answers.values()] + [out.usage for out in outs]
+        grade = combine(
+            self._rubric,
+            answers,
+            judges_asked=len(self._judges),
+            usage=total(usages),
+            seconds=claim.age_s + trio.current_time() - started_at,
+        )
+        await self._finish(claim, grade)
+
+    async def _ask(
+        self,
+        judge: Judge,
+        claim: Claim,
+        job: Job,
+        answers: dict[str, Answer],
+        outs: list[JudgeOut],
+    ) -> None:
+        """Put one judge's answer into `answers` and the record, or why there is none in `outs`."""
+        try:
+            answer = await judge.ask(
+                task=self._rubric.task(job.assignment),
+                essay=job.text,
+                lane=claim.lane,
+                org=job.org,
+            )
+        except JudgeOut as out:
+            log.warning("judge_out", submission=claim.id, judge=judge.name, reason=str(out))
+            outs.append(out)
+            return
+        answers[judge.name] = answer
+        try:
+            await self._queue.save(claim, judge.name, msgspec.json.encode(answer))
+        except RedisError as error:
+            # The grade may still come of it; only a further attempt would pay again.
+            log.warning("answer_not_kept", submission=claim.id, error=str(error))
+
+    async def _give_up(self, claim: Claim, outs: list[JudgeOut]) -> None:
+        """Too few judges have answered: try again later, or not, by why they are out."""
+        kinds = {out.kind for out in outs}
+        waits = [out.retry_after_s for out in outs if out.retry_after_s is not None]
+        await self._fail(
+            claim,
+            reason="; ".join(map(str, outs)),
+            counted="failed" in kinds,
+            # One hopeless judge of several may leave a quorum for another time.
+            final=kinds == {"hopeless"},
+            delay_s=max(waits) if waits and kinds == {"away"} else None,
+        )
+
+    async def _finish(self, claim: Claim, grade: Grade) -> None:
+        with trio.move_on_after(SETTLE_S_MAX, shield=True):
+            receiver = await _insist(partial(self._queue.finish, claim, grade))
+            if receiver is None:
+                log.warning("grade_dropped", submission=claim.id, attempt=claim.attempt)
+                return
+            log.info(
+                "graded",
+                submission=claim.id,
+                score=grade.score,
+                judges=grade.judges,
+                degraded=grade.degraded,
+                seconds=round(grade.seconds, 3),
+            )
+            payload = {
+                "submission": claim.id,
+                "score": grade.score,
+                "criteria": grade.criteria,
+                "judges": grade.judges,
+                "degraded": grade.degraded,
+                "feedback": grade.feedback,
+            }
+            await self._tell(partial(self._queue.mail, receiver, "grade"), payload)
+
+    async def _fail(
+        self,
+        claim: Claim,
+        *,
+        reason: str,
+        code: Code = "provider_unavailable",
+        counted: bool = True,
+        final: bool = False,
+        delay_s: float | None = None,
+    ) -> None:
+        message = "the essay could not be graded"
+        with trio.move_on_after(SETTLE_S_MAX, shield=True):
+            try:
+                failed = await _insist(
+                    partial(
+                        self._queue.fail,
+                        claim,
+                        reason=reason,
+                        code=code,
+                        message=message,
+                        counted=counted,
+                        final=final,
+                        delay_s=delay_s,
+                    )
+                )
+            except RedisError as error:
+                log.warning("not_put_off", submission=claim.id, error=str(error))
+                return  # the lease will run out
+            if failed is not None and failed.dead is not None:
+                log.error("given_up", submission=claim.id, reason=reason, failures=failed.failures)
+                payload = {"submission": claim.id, "code": code, "message": message}
+                await self._tell(partial(self._queue.mail, failed.dead, "failed"), payload)
+
+    async def _tell(
+        self, mail: Callable[[bytes], Awaitable[None]], payload: Mapping[str, object]
+    ) -> None:
+        """Mail once: who misses it finds the result in the record."""
+        for _ in range(2):
+            try:
+                await mail(msgspec.json.encode(payload))
+            except NotSent:
+                continue
+            except RedisError as error:
+                log.warning("not_mailed", submission=payload["submission"], error=str(error))
+            return
+
+
+async def _insist(operation: Callable[[], Awaitable[T]]) -> T:
+    """Repeat an operation that may be repeated while the connection is what fails.
+
+    The caller bounds it by a deadline.
+    """
+    while True:
+        try:
+            return await operation()
+        except (NotSent, ConnectionLost) as error:
+            log.warning("redis_retry", error=str(error))
+            await trio.sleep(REDIS_PAUSE_S / 5)

@@ -1,0 +1,206 @@
+"""One judge: a provider's endpoint that is asked for a grade, within its budget.
+
+A judge gets one repair: told what is wrong with its answer, it may answer again. Then it is out
+for this attempt. The essay stands in the prompt as data between delimiters, never as instructions;
+what is told in a repair is ours, but for quotes, which lose their angle brackets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, final
+
+import attrs
+import msgspec
+import structlog
+
+from ..budget import Ask
+from ..errors import Overloaded
+from ..providers import Block, ProviderError, estimate_tokens, judge_prompt
+from ..store import RedisError
+from .answers import InvalidAnswer, check_answer
+from .ensemble import total
+from .records import Usage
+
+if TYPE_CHECKING:
+    from ..budget import EndpointBudget
+    from ..providers import Completion, Prompt, Provider
+    from .answers import Answer
+    from .records import Lane
+    from .rubric import Rubric
+
+log = structlog.get_logger()
+
+ANSWERS_MAX: Final = 2
+"""The first one and its repair."""
+GATES_MAX: Final = 3
+"""How often one request may meet a rate limit before the judge counts as away."""
+GATE_S: Final = 1.0
+"""How long a gate stays closed when the provider does not say."""
+GATE_S_MAX: Final = 5.0
+"""A longer closing is waited for in the queue, not in a grader."""
+
+Kind = Literal["away", "failed", "hopeless"]
+
+_KIND: Final[dict[str, Kind]] = {
+    "rate_limited": "away",
+    "overloaded": "away",
+    "server_error": "away",
+    "unreachable": "away",
+    "auth": "away",  # the operator's to mend; essays wait until then
+    "filtered": "hopeless",
+    "too_long": "hopeless",
+}
+"""By `ProviderError.kind`; every other one is `failed`."""
+_UNREAD: Final = frozenset(["rate_limited", "overloaded", "unreachable", "auth", "refused"])
+"""Kinds after which the provider charges nothing, since it never read the prompt."""
+
+
+class JudgeOut(Exception):
+    """This judge gives no answer in this attempt."""
+
+    def __init__(
+        self,
+        reason: str,
+        kind: Kind,
+        *,
+        usage: Usage | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        """`away`: it could not be asked; `failed`: it was; `hopeless`: it would fail again."""
+        self.usage = usage or Usage()
+        """What it cost all the same."""
+        self.retry_after_s = retry_after_s
+
+
+@final
+class Judge:
+    """A provider's endpoint as a judge by one rubric."""
+
+    def __init__(
+        self, provider: Provider, budget: EndpointBudget, rubric: Rubric, *, output_tokens_max: int
+    ) -> None:
+        """Open nothing: provider and budget are the caller's."""
+        self.name = provider.name
+        self._provider = provider
+        self._budget = budget
+        self._rubric = rubric
+        self._rubric_text = rubric.as_text()
+        self._schema = rubric.schema()
+        self._output_tokens_max = output_tokens_max
+
+    async def ask(self, *, task: str, essay: str, lane: Lane, org: str) -> Answer:
+        """Have an essay judged.
+
+        Cancellation: the provider's stream is reset and the budget settled by what may have been
+        used before this returns.
+
+        Args:
+          task: what the student was asked to write.
+          essay: the student's text.
+          lane: where to stand in the endpoint's waiting line.
+          org: whose fair share it is.
+
+        Raises:
+          JudgeOut: no usable answer.
+        """
+        prompt = judge_prompt(
+            rubric=self._rubric_text,
+            assignment=task,
+            essay=essay,
+            schema=self._schema,
+            output_tokens_max=self._output_tokens_max,
+        )
+        spent: list[Usage] = []
+        request, reason = prompt, ""
+        for attempt in range(1, ANSWERS_MAX + 1):
+            completion = await self._complete(request, spent, lane=lane, org=org)
+            try:
+                answer = self._check(completion, essay)
+            except InvalidAnswer as error:
+                log.warning(
+                    "judge_invalid",
+                    judge=self.name,
+                    attempt=attempt,
+                    evidence_missing=error.evidence_missing,
+                    problems=len(error.problems),
+                )
+                reason = str(error)
+                request = _with_note(prompt, error.problems)
+                continue
+            return msgspec.structs.replace(answer, usage=total(spent))
+        raise JudgeOut(
+            f"{self.name}: {ANSWERS_MAX} invalid answers, the last: {reason}",
+            "failed",
+            usage=total(spent),
+        )
+
+    def _check(self, completion: Completion, essay: str) -> Answer:
+        if completion.stop_reason == "max_tokens":
+            raise InvalidAnswer(["The answer was cut off at its length limit; be much shorter."])
+        return check_answer(completion.text, self._rubric, essay)
+
+    async def _complete(
+        self, prompt: Prompt, spent: list[Usage], *, lane: Lane, org: str
+    ) -> Completion:
+        """Ask within the budget; rate limits close the gate for all and are waited for."""
+        ask = Ask(input=estimate_tokens(prompt.characters()), output=self._output_tokens_max)
+        for gate in range(1, GATES_MAX + 1):
+            try:
+                return await self._admitted(prompt, ask, spent, lane=lane, org=org)
+            except ProviderError as error:
+                wait_s = GATE_S if error.retry_after_s is None else error.retry_after_s
+                may_wait = error.kind in ("rate_limited", "overloaded") and wait_s <= GATE_S_MAX
+                if may_wait and gate < GATES_MAX:
+                    continue  # the next admission waits until the gate opens
+                raise JudgeOut(
+                    f"{self.name}: {error.kind}: {error}",
+                    _KIND.get(error.kind, "failed"),
+                    usage=total(spent),
+                    retry_after_s=error.retry_after_s,
+                ) from error
+            except (Overloaded, RedisError) as error:
+                raise JudgeOut(
+                    f"{self.name}: not admitted: {error}",
+                    "away",
+                    usage=total(spent),
+                    retry_after_s=getattr(error, "retry_after_s", None),
+                ) from error
+        raise AssertionError("the last gate raises")
+
+    async def _admitted(
+        self, prompt: Prompt, ask: Ask, spent: list[Usage], *, lane: Lane, org: str
+    ) -> Completion:
+        async with self._budget.admit(ask, lane=lane, org=org, on_position=None) as admission:
+            # However it ends from here on, the provider may have read the prompt …
+            used: Ask | None = Ask(input=ask.input, output=0)
+            try:
+                completion = await self._provider.complete(prompt)
+                usage = completion.usage
+                spent.append(Usage(**attrs.asdict(usage)))
+                used = Ask(input=usage.input + usage.cache_write, output=usage.output)
+            except ProviderError as error:
+                if error.kind in _UNREAD:
+                    used = None  # … but for these: leaving unsettled refunds everything
+                if error.kind in ("rate_limited", "overloaded"):
+                    wait_s = GATE_S if error.retry_after_s is None else error.retry_after_s
+                    admission.close_gate(wait_s)
+                raise
+            finally:
+                if used is not None:
+                    admission.settle(used)
+            return completion
+
+
+def _with_note(prompt: Prompt, problems: tuple[str, ...]) -> Prompt:
+    """The same prompt, so that its cached beginning stays, with what was wrong at its end."""
+    lines = "\n".join(f"- {problem}" for problem in problems)
+    note = (
+        "You answered this before, and your answer could not be used:\n"
+        f"{lines}\n"
+        "Answer again. Copy each evidence quote letter by letter from the essay."
+    ).translate({ord("<"): None, ord(">"): None})
+    *earlier, last = prompt.messages
+    last = attrs.evolve(last, blocks=(*last.blocks, Block(text=note)))
+    return attrs.evolve(prompt, messages=(*earlier, last))
