@@ -4,7 +4,7 @@ from .client import Redis, open_redis
 from .embedded import EmbeddedServer, find_embedded, open_embedded
 from .errors import ConnectionLost, NotSent, RedisError, ResponseError
 from .pipeline import Pipeline
-from .script import Script, script
+from .scripts import Script, script
 from .server import RedisStatistics
 
 __all__ = [

@@ -12,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, final
 
+import outcome
 import trio
 
 from .errors import ConnectionLost, NotSent
@@ -71,23 +72,17 @@ class Blocking:
         wire: Wire | None = None
         keep = False
         try:
-            wire = await self._connect()
             await trio.lowlevel.checkpoint_if_cancelled()
+            wire = await self._connect()
             replies: list[Any] = []
-            try:
-                # Not to be torn by a cancellation: half a command cannot be called off.
-                with trio.CancelScope(shield=True), trio.fail_after(self._limits.stall_s_max):
-                    await wire.send(data)
-                while len(replies) < len(commands):
-                    replies.append(await wire.reply())
-            except trio.Cancelled:
-                if not await self._call_off(wire, replies, len(commands)):
-                    raise
-                keep = True
-                if not any(map(_took, commands, replies)):
-                    raise
-            except TRANSPORT_ERRORS as error:
-                raise ConnectionLost(f"while waiting: {error}") from error
+            waited = await outcome.acapture(self._wait, wire, data, replies, len(commands))
+            if isinstance(waited, outcome.Error) and isinstance(waited.error, trio.Cancelled):
+                with trio.move_on_after(UNBLOCK_S_MAX, shield=True):
+                    await self._call_off(wire, replies, len(commands))
+                keep = len(replies) == len(commands)
+                if keep and any(map(_took, commands, replies)):
+                    return replies
+            waited.unwrap()
             keep = True
             return replies
         finally:
@@ -122,20 +117,27 @@ class Blocking:
             await trio.sleep(pause_s)
         raise NotSent("the client is closed")
 
-    async def _call_off(self, wire: Wire, replies: list[Any], replies_count: int) -> bool:
-        """Stop the server's waiting and take the replies; False when it does not answer."""
-        with trio.CancelScope(shield=True) as scope:
-            scope.deadline = trio.current_time() + UNBLOCK_S_MAX
-            try:
-                while len(replies) < replies_count:
-                    # Zero means "not blocked": answered already, or not yet read by the server.
-                    await self._link.request(pack(("CLIENT UNBLOCK", wire.client_id)))
-                    with trio.move_on_after(_ANSWER_S):
-                        while len(replies) < replies_count:
-                            replies.append(await wire.reply())
-            except TRANSPORT_ERRORS:
-                return False
-        return len(replies) == replies_count
+    async def _wait(self, wire: Wire, data: bytes, replies: list[Any], replies_count: int) -> None:
+        try:
+            # Not to be torn by a cancellation: half a command cannot be called off.
+            with trio.CancelScope(shield=True), trio.fail_after(self._limits.stall_s_max):
+                await wire.send(data)
+            while len(replies) < replies_count:
+                replies.append(await wire.reply())
+        except TRANSPORT_ERRORS as error:
+            raise ConnectionLost(f"while waiting: {error}") from error
+
+    async def _call_off(self, wire: Wire, replies: list[Any], replies_count: int) -> None:
+        """Stop the server's waiting and take the missing replies, unless the connection ends."""
+        try:
+            while len(replies) < replies_count:
+                # Zero means "not blocked": answered already, or not yet read by the server.
+                await self._link.request(pack(("CLIENT UNBLOCK", wire.client_id)))
+                with trio.move_on_after(_ANSWER_S):
+                    while len(replies) < replies_count:
+                        replies.append(await wire.reply())
+        except TRANSPORT_ERRORS:
+            return
 
     def _put_back(self, wire: Wire, *, keep: bool) -> None:
         if keep and not self._closed and len(self._idle) < self._limits.idle_max:

@@ -69,13 +69,12 @@ class Durable:
             raise type(group.error)(*group.error.args) from group.error
         return group.reply
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Send the groups; ends by cancellation only."""
         try:
             async with trio.open_nursery() as nursery:
                 for _ in range(REQUESTS_MAX):
                     nursery.start_soon(self._send_groups)
-                task_status.started()
         finally:
             self._closed = True
             self._announce.close()

@@ -76,7 +76,10 @@ async def open_embedded(
             async with running(child.keep_up):
                 yield EmbeddedServer(child.url, child)
         finally:
-            await child.stop()
+            child.terminate()
+            with trio.move_on_after(STOP_S_MAX, shield=True):
+                await child.wait()
+            child.kill()
             folder.clean()
 
 
@@ -151,9 +154,8 @@ class _Child:
             f"the embedded Valkey does not start: {reason}; {self._folder.last_words()}"
         )
 
-    async def keep_up(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def keep_up(self) -> None:
         """Start the server again whenever it dies; ends by cancellation only."""
-        task_status.started()
         pause_s = RESTART_S
         while True:
             assert self._process is not None
@@ -168,16 +170,18 @@ class _Child:
                 self._process.kill()
                 pause_s = 1.0
 
-    async def stop(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        with trio.CancelScope(shield=True):
-            process.terminate()
-            with trio.move_on_after(STOP_S_MAX):
-                await _exited(process)
-        process.kill()
-        process.wait()
+    def terminate(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+
+    async def wait(self) -> None:
+        if self._process is not None:
+            await _exited(self._process)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
 
 async def _own(folder: Folder) -> Lock:

@@ -37,8 +37,9 @@ class Folder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK | os.X_OK):
-                raise PermissionError(0, "Permission denied")
+            probe = self.path / "valkey.url.new"
+            probe.touch()
+            probe.unlink()
             return Lock(self.path / "valkey.lock")
         except OSError as error:
             raise ConfigurationError(

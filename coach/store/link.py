@@ -8,8 +8,7 @@ scheduler tick, into one `send_all`; then in `_written` until its reply comes. S
 * when the connection ends, `_written` gets `ConnectionLost` (may have run) and `_unsent` waits for
   the next connection, or gets `NotSent` (surely did not run) after `wait_s`. Nothing is retried.
 
-Memory: `unsent_max` calls may wait, each as long as its caller's data; `_written` is bounded by
-the callers' number, since each waits for its reply.
+Memory: `calls_max` calls of some 300 bytes and, until they are written, their data.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ class Link:
         self._dial = dial
         self._limits = limits
         self._wire: Wire | None = None
-        self._unsent: deque[_Call] = deque()
-        """Oldest first; may hold abandoned calls."""
+        self._unsent: dict[_Call, None] = {}
+        """An ordered set, oldest first: a caller that is cancelled takes its call out."""
         self._written: deque[_Call] = deque()
-        """In the order of their replies. Empty while there is no connection."""
+        """In the order of their replies, abandoned ones too. Empty without a connection."""
         self._writer: trio.lowlevel.Task | None = None
         """The writer task while it waits for something to write."""
         self._answered_at = 0.0
@@ -82,7 +81,7 @@ class Link:
     @property
     def unsent_count(self) -> int:
         """Calls that wait for a connection."""
-        return sum(call.task is not None for call in self._unsent)
+        return len(self._unsent)
 
     @property
     def written_count(self) -> int:
@@ -100,16 +99,17 @@ class Link:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
             raise NotSent("the client is closed")
-        if len(self._unsent) >= self._limits.unsent_max:
-            raise NotSent(f"{self._limits.unsent_max} commands wait for Redis already")
+        if len(self._unsent) + len(self._written) >= self._limits.calls_max:
+            raise NotSent(f"{self._limits.calls_max} commands wait for Redis already")
         call = _Call(data, replies_count)
-        self._unsent.append(call)
+        self._unsent[call] = None
         if self._writer is not None:
             writer, self._writer = self._writer, None
             trio.lowlevel.reschedule(writer)
 
         def abandon(_: object) -> trio.lowlevel.Abort:
             call.task = None
+            self._unsent.pop(call, None)
             return trio.lowlevel.Abort.SUCCEEDED
 
         replies: list[Any] = await trio.lowlevel.wait_task_rescheduled(abandon)
@@ -122,17 +122,17 @@ class Link:
 
     # -- the connection --
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Keep the connection; ends by cancellation only."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._expire_unsent)
-                task_status.started()
                 await self._keep_connected()
         finally:
             self._closed = True
-            while self._unsent:
-                self._unsent.popleft().finish(outcome.Error(NotSent("the client is closed")))
+            for call in self._unsent:
+                call.finish(outcome.Error(NotSent("the client is closed")))
+            self._unsent.clear()
 
     async def _keep_connected(self) -> None:
         failures_count = 0
@@ -174,18 +174,17 @@ class Link:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
-            if not self._unsent:
+            while not self._unsent:
                 self._writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
-            batch = [call for call in self._unsent if call.task is not None]
+            batch = list(self._unsent)
             self._unsent.clear()
-            if batch:
-                if not self._written:
-                    self._answered_at = trio.current_time()
-                self._written.extend(batch)
-                await wire.send(b"".join([call.data for call in batch]))
-                for call in batch:
-                    call.data = b""
+            if not self._written:
+                self._answered_at = trio.current_time()
+            self._written.extend(batch)
+            await wire.send(b"".join([call.data for call in batch]))
+            for call in batch:
+                call.data = b""
 
     async def _read(self, wire: Wire) -> None:
         written = self._written
@@ -220,12 +219,13 @@ class Link:
         wait_s, unsent = self._limits.wait_s, self._unsent
         while True:
             now = trio.current_time()
-            while unsent and (unsent[0].task is None or unsent[0].queued_at + wait_s <= now):
+            while (oldest := next(iter(unsent), None)) and oldest.queued_at + wait_s <= now:
+                del unsent[oldest]
                 cause = self._error
                 late = NotSent(f"no connection for {wait_s:g} s" + (f": {cause}" if cause else ""))
                 late.__cause__ = cause
-                unsent.popleft().finish(outcome.Error(late))
-            await trio.sleep_until((unsent[0].queued_at if unsent else now) + wait_s)
+                oldest.finish(outcome.Error(late))
+            await trio.sleep_until((oldest.queued_at if oldest else now) + wait_s)
 
 
 def _first(group: BaseExceptionGroup[Any]) -> Exception:

@@ -45,7 +45,7 @@ class Transport(Protocol):
         """A reply for each; error replies are returned, a refused transaction is raised."""
         ...
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Keep the connections; ends by cancellation only."""
         ...
 
@@ -82,12 +82,12 @@ class Server:
         data = b"".join([pack(command) for command in commands])
         return await self._link.request(data, len(commands))
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """See `Transport`."""
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._durable.run)
-                await self._link.run(task_status)
+                nursery.start_soon(self._durable.run)
+                nursery.start_soon(self._link.run)
         finally:
             self._blocking.close()
 

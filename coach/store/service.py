@@ -9,35 +9,33 @@ import trio
 
 
 @asynccontextmanager
-async def running(service: Callable[..., Awaitable[None]]) -> AsyncIterator[None]:
-    """Run a service for as long as the body; the body's error leaves as it is, in no group.
+async def running(service: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run a service for as long as the body; a single error leaves as it is, in no group.
 
     A cancellation from outside reaches the body alone, so that what the body does under a shield
     while it ends is still served. The service is cancelled when the body has ended.
 
     Args:
-      service: started as by `nursery.start`, and cancelled to end it. It must leave promptly.
-
-    Raises:
-      ExceptionGroup: the service itself failed, which cancels the body.
+      service: cancelled to end it; it must leave promptly. If it fails, the body is cancelled.
     """
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        scope = trio.CancelScope(shield=True)
-
-        async def serve(task_status: trio.TaskStatus[None]) -> None:
-            with scope:
-                await service(task_status=task_status)
-
-        await nursery.start(serve)
-        try:
-            yield
-        except BaseException as error:  # raised again below, outside the nursery
-            failure = error
-        finally:
-            scope.cancel()
-    if failure is not None:
+    scope = trio.CancelScope(shield=True)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve, service, scope)
+            try:
+                yield
+            finally:
+                scope.cancel()
+    except BaseExceptionGroup as group:
+        failure = group.exceptions[0] if len(group.exceptions) == 1 else group
+    if failure is not None:  # raised here, or the group would be its context
         try:
             raise failure
         finally:
             del failure  # or the traceback would hold this frame, and it the traceback
+
+
+async def _serve(service: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    with scope:
+        await service()

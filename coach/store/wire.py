@@ -57,8 +57,8 @@ class Limits:
     backoff_s: float = 0.05
     """First pause between two attempts to connect; doubles up to `backoff_s_max`."""
     backoff_s_max: float = 0.5
-    unsent_max: int = 20_000
-    """Commands that may wait for a connection."""
+    calls_max: int = 20_000
+    """Commands that may wait for a connection or for their reply."""
     blocking_max: int = 256
     """Blocking commands at a time; each has a connection of its own."""
     idle_max: int = 16

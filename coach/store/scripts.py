@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 import attrs
 from redis.exceptions import NoScriptError
 
 from .client import Redis
+
+FOLDER: Final = files(__package__) / "lua"
 
 
 @attrs.frozen
@@ -55,6 +57,9 @@ def script(name: str) -> Script:
     Raises:
       FileNotFoundError: there is none of that name.
     """
-    source = (files(__package__) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
-    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, source, sha)
+    return from_source(name, (FOLDER / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+def from_source(name: str, source: str) -> Script:
+    """A script from its text."""
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -1,0 +1,73 @@
+--[[
+budget_pass.lua: a worker with tickets in line shows that it lives, admits those of its tickets that
+may go now, and learns where the others stand. Behind budget_line.lua, which has KEYS and ARGV[1..3].
+
+ARGV[4]  worker
+
+Returns  {wait_ms, each_ms, is_mine, wake_id, sum, admitted, waiting, positions}
+         wait_ms    until the head of the line may go; -1: when something is given back
+         each_ms    from one admission to the next, roughly
+         is_mine    1: the head is this worker's; 0: another's, or nobody waits
+         wake_id    last entry of the wake stream, to read on from
+         sum        the window as it is now, "a b c d"
+         admitted   this worker's tickets that may go, in order
+         waiting, positions  this worker's tickets still in line, and their places from 1
+Errors   COACH_BADARG <name>. Nothing has been written.
+
+In order: a head that cannot go, or is another worker's, holds up all behind it. The owner of a head
+that comes up is woken through the stream, so that a worker admits only its own.
+Cost     O(length of the line)
+]]
+local worker = ARGV[4]
+if worker == nil or worker == "" then
+  return redis.error_reply("COACH_BADARG worker")
+end
+local PASS_MAX = 100 -- admissions in one go
+
+-- First, or this worker's own lease might end in the very pass that renews it.
+if redis.call("ZSCORE", leases_key, "w:" .. worker) then
+  lease("w:" .. worker, worker_lease_ms)
+end
+begin()
+
+local admitted, wait, each, is_mine = {}, 0, 0, 0
+local rates, credit = {}, nil
+while #admitted < PASS_MAX do
+  local head = head_of_line()
+  local record = head and read_ticket(head)
+  if not record then
+    is_mine = 0
+    break
+  end
+  for d = 1, DIMENSIONS do
+    rates[d] = rate_of(d)
+  end
+  credit = credit or credit_now(rates)
+  is_mine = owner_of(head) == worker and 1 or 0
+  wait, each = wait_ms(record, rates, credit), each_ms(record.ask)
+  if is_mine == 0 or wait ~= 0 then
+    break
+  end
+  admit(head, record.lane, record.ask)
+  for d = 1, DIMENSIONS do
+    credit[d] = credit[d] - record.ask[d]
+  end
+  admitted[#admitted + 1] = head
+end
+if #admitted > 0 then
+  write_credit(credit)
+end
+
+local waiting, positions = {}, {}
+for at, ticket in ipairs(redis.call("ZRANGE", line_key, 0, -1)) do
+  if owner_of(ticket) == worker then
+    waiting[#waiting + 1] = ticket
+    positions[#positions + 1] = at
+  end
+end
+if #waiting == 0 then
+  redis.call("ZREM", leases_key, "w:" .. worker)
+end
+finish(worker)
+local last = redis.call("XREVRANGE", wake_key, "+", "-", "COUNT", 1)[1]
+return { wait, each, is_mine, last and last[1] or "0-0", packed(window.sum), admitted, waiting, positions }

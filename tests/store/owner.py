@@ -1,0 +1,34 @@
+"""Owns an embedded server until it is ended; a child process of `test_embedded.py`.
+
+    python -m tests.store.owner DATA_DIR
+
+Says the server's pid when it is up and, when Ctrl-C ends it, whether Redis still served the
+cleaning up.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import trio
+
+from coach.store import open_embedded, open_redis
+
+
+async def own(data_dir: Path) -> None:
+    async with open_embedded(data_dir) as server, open_redis(server.url) as redis:
+        await redis.set("k", "v")
+        print(server.pid, flush=True)  # noqa: T201  read by the test
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(2, shield=True):
+                print(await redis.get("k"), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    try:
+        trio.run(own, Path(sys.argv[1]))
+    except* KeyboardInterrupt:
+        sys.exit(130)
