@@ -180,6 +180,7 @@ function handIn() {
   trouble("");
   sendSubmission();
   refresh();
+  page.margin.scrollTop = 0;
   if (isNarrow()) page.margin.scrollIntoView({ behavior: motion(), block: "start" });
 }
 
