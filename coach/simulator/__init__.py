@@ -1,1 +1,1 @@
-"""TODO."""
+"""What stands around coach in demos, tests and measurements: a provider, and students."""

@@ -1,0 +1,130 @@
+"""What a request is answered with, event by event, and where a fault bends it; pure.
+
+The pieces are encoded once, before the first is sent: sending one costs no encoding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, Literal
+
+import attrs
+
+from . import messages
+from .faults import FaultName
+from .feedback import feedback
+from .grades import grade
+from .messages import Request, Usage
+
+MIDDLE: Final = 0.5
+"""The share of an answer after which faults of the middle happen."""
+
+Break = Literal["cut", "disconnect", "stall", "error_event"]
+_PIECE = re.compile(r"\s*\S{1,12}")
+
+
+@attrs.frozen
+class Text:
+    """The model's answer, in pieces of about one word."""
+
+    pieces: tuple[str, ...]
+    events: tuple[bytes, ...]
+    """One event for each piece."""
+    tokens: tuple[int, ...]
+    """Output tokens of each piece."""
+
+
+NOTHING: Final = Text((), (), ())
+
+
+@attrs.frozen
+class Plan:
+    """A streamed answer."""
+
+    prologue: bytes
+    """message_start, content_block_start, ping."""
+    deltas: Sequence[bytes]
+    tokens: Sequence[int]
+    epilogue: bytes
+    """What follows the last delta; empty: nothing does."""
+    epilogue_events: int
+    ending: Break | None
+    """What happens after the last delta in place of an orderly end."""
+
+
+def compose(request: Request, fault: FaultName | None) -> Text:
+    """Write the answer to a request; the same prompt gets the same answer."""
+    if request.schema is None:
+        return _pieces(feedback(request.last_user))
+    text = grade(request.last_user, request.schema, invent=fault == "invented_evidence")
+    return _pieces(text[: len(text) * 2 // 3] if fault == "broken_json" else text)
+
+
+def limited(text: Text, output_tokens_max: int) -> tuple[Text, str]:
+    """The answer cut to a number of tokens, and its stop reason."""
+    total = 0
+    for index, tokens in enumerate(text.tokens):
+        total += tokens
+        if total > output_tokens_max:
+            return (
+                Text(text.pieces[:index], text.events[:index], text.tokens[:index]),
+                "max_tokens",
+            )
+    return text, "end_turn"
+
+
+def plan_stream(
+    request: Request, text: Text, usage: Usage, message_id: str, fault: FaultName | None
+) -> Plan:
+    """Lay out a streamed answer."""
+    text, stop_reason = limited(text, request.output_tokens_max)
+    deltas, tokens = list(text.events), list(text.tokens)
+    middle = int(len(deltas) * MIDDLE)
+    ending: Break | None = None
+    if fault in ("cut", "disconnect", "stall", "error_event"):
+        ending = fault
+    if ending is not None or fault == "filtered":
+        del deltas[middle:], tokens[middle:]
+    if fault == "filtered":
+        stop_reason = "refusal"
+    if fault == "malformed":
+        deltas.insert(middle, messages.MALFORMED_EVENT)
+        tokens.insert(middle, 1)
+    epilogue, events = b"", 0
+    if ending == "error_event":
+        epilogue, events = messages.OVERLOADED_EVENT, 1
+    elif ending is None and fault != "no_end":
+        epilogue, events = (
+            messages.CONTENT_BLOCK_STOP
+            + messages.message_delta_event(stop_reason, usage, max(1, sum(tokens)))
+            + messages.MESSAGE_STOP,
+            3,
+        )
+    return Plan(
+        prologue=messages.message_start_event(message_id, request.model, usage)
+        + messages.CONTENT_BLOCK_START
+        + messages.PING,
+        deltas=deltas,
+        tokens=tokens,
+        epilogue=epilogue,
+        epilogue_events=events,
+        ending=ending,
+    )
+
+
+@lru_cache(maxsize=512)
+def _pieces(text: str) -> Text:
+    """Cut a text as a tokenizer would, roughly: a word with the space before it, at most 12."""
+    pieces, at = [], 0
+    for found in _PIECE.finditer(text):
+        pieces.append(found.group())
+        at = found.end()
+    if at < len(text):
+        pieces.append(text[at:])
+    return Text(
+        tuple(pieces),
+        tuple(messages.delta_event(piece) for piece in pieces),
+        tuple(messages.tokens_of(piece) for piece in pieces),
+    )

@@ -1,0 +1,190 @@
+"""The simulated provider as a process sees it: listener, connections, the one pacing task."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+import trustme
+
+from ..errors import ConfigurationError
+from .faults import FaultName, Rule
+from .http1 import Http1Connection
+from .http2 import Http2Connection
+from .service import Service
+from .settings import Settings
+from .tls import Wire
+
+CA_NAME: Final = "simulator-ca.pem"
+BACKLOG: Final = 4_096
+IDLE_S: Final = 60.0
+"""How long the pacing task sleeps when nothing is scheduled; scheduling wakes it earlier."""
+
+
+class Provider:
+    """A running simulator; made by `open_provider`."""
+
+    def __init__(self, service: Service, context: ssl.SSLContext, port: int) -> None:
+        self.service = service
+        self.port = port
+        self._context = context
+        self._dirty: dict[Wire, None] = {}
+        # wires with something to send at the end of this turn
+        self._connections: dict[Http2Connection | Http1Connection, None] = {}
+        self._scheduled = trio.Event()
+        # set at the end of every turn of a reader, when the pacing task sleeps without a due time
+        service.on_change = self._change
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"https://127.0.0.1:{self.port}"
+
+    async def run_pacing(self) -> None:
+        """Fire what is due, tick by tick, and send it: one write a connection and tick."""
+        wheel, late = self.service.wheel, self.service.statistics.late_s
+        while True:
+            due = wheel.next_s()
+            if due is None:
+                self._scheduled = trio.Event()
+                await self._scheduled.wait()
+                continue
+            now = trio.current_time()
+            if due > now:
+                # An earlier timer may be scheduled meanwhile: it is at least a tick away.
+                await trio.sleep_until(min(due, now + wheel.tick_s))
+                continue
+            wheel.fire(now)
+            self.flush()
+            late.append(trio.current_time() - due)
+            await trio.lowlevel.checkpoint()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """One connection, from the handshake to its end; errors end only it."""
+        statistics = self.service.statistics
+        wire = Wire(stream, self._context, self._dirty, statistics)
+        statistics.connected()
+        try:
+            protocol = await wire.handshake()
+            statistics.handshakes += 1
+            await self._talk(wire, protocol)
+        except (ssl.SSLError, trio.BrokenResourceError, trio.TooSlowError):
+            statistics.handshakes_failed += 1
+        finally:
+            statistics.connections_open -= 1
+            wire.shut()
+
+    def flush(self) -> None:
+        """End a turn: send what every connection has gathered."""
+        while self._dirty:
+            self._dirty.popitem()[0].flush()
+        self._scheduled.set()
+
+    async def _talk(self, wire: Wire, protocol: str | None) -> None:
+        receive = self.service.receive
+        connection: Http2Connection | Http1Connection
+        if protocol == "h2":
+            streams_max = self.service.settings.max_concurrent_streams
+            connection = Http2Connection(wire, receive, max_concurrent_streams=streams_max)
+        else:
+            connection = Http1Connection(wire, receive)
+        wire.on_drained = partial(self._drained, connection)
+        self._connections[connection] = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, wire, connection, nursery.cancel_scope)
+                await wire.run_writer()
+                nursery.cancel_scope.cancel()
+        finally:
+            del self._connections[connection]
+            connection.lost()
+
+    async def _read(
+        self, wire: Wire, connection: Http2Connection | Http1Connection, scope: trio.CancelScope
+    ) -> None:
+        try:
+            connection.begin()
+            self.flush()
+            while data := await wire.receive():
+                connection.receive(data)
+                self.flush()
+        except (ssl.SSLError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer is gone, which is what the end of this function means
+        scope.cancel()
+
+    def _drained(self, connection: Http2Connection | Http1Connection) -> None:
+        connection.drained()
+        self.flush()
+
+    def _change(self, settings: Settings) -> None:
+        for connection in self._connections:
+            connection.limit_streams(settings.max_concurrent_streams)
+
+
+@asynccontextmanager
+async def open_provider(
+    settings: Settings,
+    faults: dict[FaultName, Rule],
+    *,
+    data_dir: Path,
+    port: int = 0,
+) -> AsyncIterator[Provider]:
+    """Listen on the loopback interface until the block is left, which cuts every connection.
+
+    Args:
+      settings: how it behaves at first.
+      faults: what goes wrong at first.
+      data_dir: where the authority's certificate is written, for clients to trust.
+      port: 0 for a free one.
+
+    Raises:
+      ConfigurationError: the port is taken, or the folder cannot be written; one line.
+    """
+    context = _tls_context(data_dir)
+    try:
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=BACKLOG)
+    except OSError as error:
+        reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigurationError(f"simulator: cannot listen on port {port}: {reason}") from error
+    service = Service(settings, faults, clock=trio.current_time, wall=time.time)
+    provider = Provider(service, context, listeners[0].socket.getsockname()[1])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(provider.run_pacing)
+        nursery.start_soon(trio.serve_listeners, provider.serve, listeners)
+        try:
+            yield provider
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def spare_the_collector() -> None:
+    """Keep the garbage collector off what lives as long as the process: for its main program."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _tls_context(data_dir: Path) -> ssl.SSLContext:
+    """A server certificate by an authority made for this run, whose certificate is written out."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    authority.issue_cert("127.0.0.1", "localhost", "::1").configure_cert(context)
+    path = data_dir / CA_NAME
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(authority.cert_pem.bytes())
+        part.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"simulator: cannot write {path}: {error.strerror}") from error
+    return context
