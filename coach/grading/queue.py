@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-import zlib
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
@@ -385,6 +384,7 @@ class Queue:
             [
                 *(_key(shard, name) for name in ("leased", "delayed", "dead", "jobs")),
                 _record(shard, claim.id),
+                _markers(shard, claim.lane),
             ],
             [
                 claim.id,
@@ -465,7 +465,8 @@ class Queue:
 
     def shard(self, org: str) -> int:
         """Where an org's jobs are: the same in every process, as long as `shards` is."""
-        return zlib.crc32(org.encode("utf-8", "surrogatepass")) % len(self.shards)
+        digest = hashlib.sha256(org.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) % len(self.shards)
 
     def _held(self, claim: Claim) -> list[str]:
         shard = claim.shard

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 import attrs
 
-Lane = Literal["interactive", "submission", "background"]
-LANES: Final[tuple[Lane, ...]] = ("interactive", "submission", "background")
-"""Most urgent first; a lane's place is its rank in the queue's order."""
+from ..budget import LANES, Lane
+
+__all__ = [
+    "LANES",
+    "CriterionGrade",
+    "Failure",
+    "Grade",
+    "Lane",
+    "Status",
+    "Submission",
+    "SubmissionState",
+    "Usage",
+]
 
 Status = Literal["queued", "grading", "graded", "failed"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import msgspec
+import trio
 
 from coach import config
 from coach.grading.queue import Claim, Queue
@@ -93,3 +94,10 @@ async def due_now(redis: Redis, queue: Queue) -> tuple[int, int]:
     for id_ in await redis.execute_command("ZRANGE", key, 0, -1):
         await redis.execute_command("ZADD", key, 1, id_)
     return await queue.promote(0)
+
+
+async def until(condition: Callable[[], object], *, within_s: float = 10.0) -> None:
+    """Wait until something holds that has no event of its own."""
+    with trio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.002)

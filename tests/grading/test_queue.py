@@ -449,6 +449,17 @@ async def test_one_job_wakes_one_of_many_sleepers_and_many_wake_many(tmp_path: P
         nursery.cancel_scope.cancel()
 
 
+async def test_a_sleeper_learns_of_a_job_that_was_put_off(tmp_path: Path) -> None:
+    """Else it would come to it only when it looks again by itself."""
+    async with open_test_queue(tmp_path) as (queue, _):
+        await queue.submit(essay())
+        await queue.fail(await take(queue), reason="later", delay_s=0.1)
+        assert await queue.wait(0, LANES, at_most_s=5.0)
+        due_s = await queue.claim(0, LANES)
+        assert isinstance(due_s, float)
+        assert 0 < due_s <= 0.1
+
+
 async def test_markers_are_bounded_and_gone_when_nothing_waits(tmp_path: Path) -> None:
     async with open_test_queue(tmp_path) as (queue, redis):
         async with trio.open_nursery() as nursery:
@@ -512,17 +523,17 @@ async def test_statistics_know_how_long_the_next_job_has_waited(tmp_path: Path) 
 
 # -- scripts refuse before they write ----------------------------------------------------------
 
-BAD_CALLS = {
+BAD_CALLS: dict[str, tuple[str, int, list[Any], str]] = {
     "claim_lease": ("queue_claim", 5, [0, 1], "lease_ms"),
     "claim_no_lane": ("queue_claim", 4, [1000], "lanes"),
     "claim_lane": ("queue_claim", 5, [1000, 3], "lane"),
     "heartbeat": ("queue_heartbeat", 2, ["a", 1, 0], "lease_ms"),
     "judge": ("queue_judge", 3, ["a", 1, "", "{}"], "judge"),
     "finish": ("queue_finish", 3, ["a", 1, "{}", 0], "ttl_s"),
-    "fail_delay": ("queue_fail", 5, ["a", 1, -1, 1, 5, "c", "m", "r", 60], "delay_ms"),
-    "fail_counted": ("queue_fail", 5, ["a", 1, 0, 2, 5, "c", "m", "r", 60], "counted"),
-    "fail_max": ("queue_fail", 5, ["a", 1, 0, 1, 0, "c", "m", "r", 60], "failures_max"),
-    "fail_ttl": ("queue_fail", 5, ["a", 1, 0, 1, 5, "c", "m", "r", 0.5], "ttl_s"),
+    "fail_delay": ("queue_fail", 6, ["a", 1, -1, 1, 5, "c", "m", "r", 60], "delay_ms"),
+    "fail_counted": ("queue_fail", 6, ["a", 1, 0, 2, 5, "c", "m", "r", 60], "counted"),
+    "fail_max": ("queue_fail", 6, ["a", 1, 0, 1, 0, "c", "m", "r", 60], "failures_max"),
+    "fail_ttl": ("queue_fail", 6, ["a", 1, 0, 1, 5, "c", "m", "r", 0.5], "ttl_s"),
     "promote": ("queue_promote", 7, [257], "count_max"),
     "mail_kind": ("queue_mail", 1, [10, 60, "post", "", "", "", "{}"], "kind"),
     "mail_length": ("queue_mail", 1, [0, 60, "grade", "", "", "", "{}"], "length_max"),

@@ -5,6 +5,7 @@ Data and invariants: queue_submit.lua. Dead letters keep their place in jobs, so
 on with the attempt numbers; those older than ttl_s are dropped here, a few at a time.
 
 KEYS[1]  leased   KEYS[2]  delayed   KEYS[3]  dead   KEYS[4]  jobs   KEYS[5]  record
+KEYS[6]  markers of the job's lane
 ARGV[1]  id       ARGV[2]  attempt
 ARGV[3]  delay_ms      integer, 0..86400000: until the next attempt
 ARGV[4]  counted       0 or 1: does this failure count towards failures_max
@@ -21,6 +22,7 @@ Returns  {"delayed", failures}
 Errors   COACH_BADARG <name>. Nothing has been written.
 ]]
 local leased, delayed, dead, jobs, record = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local markers, MARKERS_MAX = KEYS[6], 64
 local id, attempt = ARGV[1], ARGV[2]
 local delay_ms, counted = tonumber(ARGV[3]), tonumber(ARGV[4])
 local failures_max, ttl_s = tonumber(ARGV[5]), tonumber(ARGV[9])
@@ -65,6 +67,10 @@ redis.call("HSET", jobs, id,
 redis.call("HSET", record, "reason", ARGV[8])
 if failures < failures_max then
   redis.call("ZADD", delayed, string.format("%.0f", now_ms + delay_ms), id)
+  -- Nothing is ready, but a sleeper must learn when this job is due: it will sleep until then.
+  if redis.call("LLEN", markers) < MARKERS_MAX then
+    redis.call("LPUSH", markers, "1")
+  end
   return { "delayed", failures }
 end
 

@@ -1,0 +1,127 @@
+"""In-memory stand-ins for a provider and its budget: faults are data, and everything is counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import attrs
+import trio
+
+from coach.budget import Admission, Ask, EndpointBudget, Lane
+from coach.grading.rubric import Rubric, load_rubric
+from coach.providers import Completion, Prompt, Provider, Usage
+
+RUBRIC = load_rubric()
+USAGE = Usage(input=100, cache_write=10, cache_read=1_000, output=50)
+
+
+def judged(
+    evidence: str, *, band: int = 3, rubric: Rubric = RUBRIC, improve_first: str = "Say why."
+) -> str:
+    """A judge's answer with the same band and evidence everywhere."""
+    judgement = {"band": band, "evidence": evidence, "reason": "It shows."}
+    return json.dumps(
+        {
+            "criteria": {criterion.name: judgement for criterion in rubric.criteria},
+            "improve_first": improve_first,
+        }
+    )
+
+
+def essay_in(prompt: Prompt) -> str:
+    """The essay that a prompt asks about."""
+    text = "".join(block.text for block in prompt.messages[-1].blocks)
+    return text.rpartition("<essay>")[2].partition("</essay>")[0].strip()
+
+
+Reply = str | Exception | float
+"""What a provider does: answer so, raise this, or take so many seconds and go on."""
+
+
+@attrs.define(kw_only=True)
+class FakeProvider:
+    """Answers from `replies`, one after the other; when they are used up, well, at once."""
+
+    name: str = "opus"
+    model: str = "judge-1"
+    replies: list[Reply] = attrs.field(factory=list)
+    answer: Callable[[Prompt], Awaitable[str]] | None = None
+    stop_reason: str = "end_turn"
+    prompts: list[Prompt] = attrs.field(factory=list)
+    running: int = 0
+    running_peak: int = 0
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        self.prompts.append(prompt)
+        self.running += 1
+        self.running_peak = max(self.running, self.running_peak)
+        try:
+            text = await self._text(prompt)
+        finally:
+            self.running -= 1
+        return Completion(text=text, usage=USAGE, stop_reason=self.stop_reason, model=self.model)
+
+    async def _text(self, prompt: Prompt) -> str:
+        await trio.lowlevel.checkpoint()
+        while self.replies:
+            reply = self.replies.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            if isinstance(reply, str):
+                return reply
+            await trio.sleep(reply)
+        if self.answer is not None:
+            return await self.answer(prompt)
+        return judged(essay_in(prompt)[:40])
+
+    def as_provider(self) -> Provider:
+        return cast(Provider, self)
+
+
+@attrs.define(kw_only=True)
+class FakeBudget:
+    """Admits at once but for a closed gate; remembers how every admission was settled."""
+
+    refuse: Exception | None = None
+    gate_opens_at: float = 0.0
+    admitted: list[tuple[Ask, Lane, str]] = attrs.field(factory=list)
+    settled: list[Ask | None] = attrs.field(factory=list)
+    """In the order of leaving; None: everything was given back."""
+    open: int = 0
+
+    @asynccontextmanager
+    async def admit(
+        self, ask: Ask, *, lane: Lane, org: str, on_position: Any = None
+    ) -> AsyncIterator[FakeAdmission]:
+        del on_position
+        await trio.lowlevel.checkpoint()
+        if self.refuse is not None:
+            raise self.refuse
+        if self.gate_opens_at > trio.current_time():
+            await trio.sleep_until(self.gate_opens_at)
+        self.admitted.append((ask, lane, org))
+        admission = FakeAdmission(self)
+        self.open += 1
+        try:
+            yield admission
+        finally:
+            self.open -= 1
+            self.settled.append(admission.spent)
+
+    def as_budget(self) -> EndpointBudget:
+        return cast(EndpointBudget, self)
+
+
+class FakeAdmission(Admission):
+    def __init__(self, budget: FakeBudget) -> None:
+        self._budget = budget
+        self.spent: Ask | None = None
+
+    def settle(self, spent: Ask) -> None:
+        self.spent = spent
+
+    def close_gate(self, retry_after_s: float) -> None:
+        self._budget.gate_opens_at = trio.current_time() + retry_after_s
