@@ -145,8 +145,10 @@ class Budget(Section, frozen=True, kw_only=True):
     hard_percent: Percent = 95
     ticket_lease_s: Seconds = 2.0
     reservation_lease_s: Seconds = 120.0
-    line_max: Count = 10_000
+    line_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     """Tickets that may wait per endpoint; beyond it requests are refused as `overloaded`."""
+    wait_s: Seconds = 5.0
+    """How long a request may wait for Redis."""
 
 
 class Grading(Section, frozen=True, kw_only=True):

@@ -1,15 +1,45 @@
-"""The budget of a provider's endpoint."""
+"""The budget of a provider's endpoint: who may send, and when, over all workers.
+
+Below the soft share of every quota, and with nobody waiting, a request is admitted in one round
+trip; settling it is the second. Otherwise it waits in one line for all workers (loop.py), which is
+let in evenly up to the hard share. What is reserved, and how the line is paced, stands in
+budget_line.lua.
+
+Without Redis nobody is admitted: each worker's own count would let through what the others spend.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import count
+from typing import Final, final
 
 import attrs
+import structlog
+import trio
 
 from .. import config
+from ..errors import Overloaded
 from ..store import Redis
-from .quota import Ask, Lane
+from .loop import Line, Ticket, line_is_full
+from .quota import LANES, NOTHING, Amounts, Ask, Capacity, Lane
+from .scripts import (
+    GIVE_BACK_S_MAX,
+    LAST_TRY_S_MAX,
+    Admitted,
+    EndpointScripts,
+    Full,
+    Insistence,
+    give_back,
+)
+
+log = structlog.get_logger()
+
+RENEWALS_PER_LEASE: Final = 3
+RENEW_MAX: Final = 1_000
+"""Tickets renewed in one call."""
 
 
 @attrs.frozen(kw_only=True)
@@ -27,40 +57,12 @@ class BudgetStatistics:
     """Requests admitted to this worker since its start."""
     queued_count: int
     """Those of this worker's requests that had to wait."""
-
-
-class Admission:
-    """Leave to send one request; lent out by `EndpointBudget.admit`."""
-
-    def settle(self, spent: Ask) -> None:
-        """Say what was really used; without it everything is given back. Not a checkpoint."""
-
-    def observe(self, headers: Mapping[str, str]) -> None:
-        """Correct the window by the provider's rate-limit headers. Not a checkpoint."""
-
-    def close_gate(self, retry_after_s: float) -> None:
-        """Let no worker send to this endpoint for so long. Not a checkpoint."""
-
-
-class EndpointBudget:
-    """Who may send to one endpoint, and when."""
-
-    @asynccontextmanager
-    async def admit(
-        self,
-        ask: Ask,
-        *,
-        lane: Lane,
-        org: str,
-        on_position: Callable[[int, float], None] | None = None,
-    ) -> AsyncIterator[Admission]:
-        """Wait until the request may be sent."""
-        raise NotImplementedError
-        yield Admission()
-
-    async def statistics(self) -> BudgetStatistics:
-        """A snapshot, in one round trip."""
-        raise NotImplementedError
+    running_count: int
+    """This worker's admissions that have not ended."""
+    waiting_count: int
+    """This worker's requests in line."""
+    unsettled_count: int
+    """Settlements that Redis did not take in time; leases took their place."""
 
 
 @asynccontextmanager
@@ -72,6 +74,228 @@ async def open_endpoint_budget(
     settings: config.Budget,
     worker: str,
 ) -> AsyncIterator[EndpointBudget]:
-    """Open the budget."""
-    raise NotImplementedError
-    yield EndpointBudget()
+    """Open one endpoint's budget for one worker. Neither entering nor leaving needs Redis.
+
+    Args:
+      redis: where all workers meet.
+      endpoint: its name; shares a budget with everybody who uses the same name.
+      quota: what the provider allows; the same in all workers.
+      settings: how near to it coach goes.
+      worker: unique to one run of one process.
+
+    Raises:
+      whatever the body raised, as it is.
+    """
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        budget = EndpointBudget(
+            redis, nursery, endpoint=endpoint, quota=quota, settings=settings, worker=worker
+        )
+        nursery.start_soon(budget._renew)  # noqa: SLF001  made here
+        try:
+            yield budget
+        except BaseException as error:
+            failure = error
+        nursery.cancel_scope.cancel("the budget is closed")
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # or the traceback would keep this frame in a cycle
+
+
+@final
+class Admission:
+    """Leave to send one request; lent out by `EndpointBudget.admit`. No method is a checkpoint."""
+
+    def __init__(self, budget: EndpointBudget, spent: Amounts) -> None:
+        self._budget = budget
+        self._spent_before = spent
+        """The window when it was admitted: now it holds as much, or what has slid out since."""
+        self._used: Ask | None = None
+
+    def settle(self, spent: Ask) -> None:
+        """Say what was really used, more or less than asked for.
+
+        Without it, leaving gives everything back, the request included: nothing was sent. Said
+        again, the last word counts.
+        """
+        if min(spent.input, spent.output) < 0:
+            raise ValueError("spent must be >= 0")
+        self._used = spent
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        """Correct the window by the provider's rate-limit headers, names in lower case.
+
+        Only ever downwards: where the provider says that less is left than coach believes, others
+        use the quota too. Sent to Redis in the background, and only where it tells something new.
+        """
+        least = self._budget.capacity.least_spent(headers)
+        if any(a > b for a, b in zip(least, self._spent_before, strict=True)):
+            self._budget._correct_soon(least=least)  # noqa: SLF001  part of the same handle
+
+    def close_gate(self, retry_after_s: float) -> None:
+        """Let no worker send to this endpoint for so long (an hour at most): 429 and 529.
+
+        Sent to Redis at once, in the background.
+        """
+        self._budget._correct_soon(closed_s=max(0.0, retry_after_s))  # noqa: SLF001  likewise
+
+
+@final
+class EndpointBudget:
+    """Handle lent out by `open_endpoint_budget`, and built nowhere else."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        nursery: trio.Nursery,
+        *,
+        endpoint: str,
+        quota: config.Quota,
+        settings: config.Budget,
+        worker: str,
+    ) -> None:
+        self.endpoint = endpoint
+        self.capacity = Capacity.of(quota, settings)
+        self._nursery = nursery
+        self._settings = settings
+        self._worker = worker
+        self._numbers = count()
+        self._scripts = EndpointScripts(
+            redis,
+            endpoint,
+            hard=self.capacity.hard,
+            soft=self.capacity.soft,
+            worker_lease_s=settings.ticket_lease_s,
+            ticket_lease_s=settings.reservation_lease_s,
+        )
+        self._line = Line(
+            redis,
+            self._scripts,
+            nursery,
+            worker=worker,
+            line_max=settings.line_max,
+            wait_s=settings.wait_s,
+        )
+        self._running: set[str] = set()
+        """Admitted tickets that have not ended, whose leases `_renew` prolongs."""
+        self._admitted_count = self._queued_count = self._unsettled_count = 0
+
+    @asynccontextmanager
+    async def admit(
+        self,
+        ask: Ask,
+        *,
+        lane: Lane,
+        org: str,
+        on_position: Callable[[int, float], None] | None = None,
+    ) -> AsyncIterator[Admission]:
+        """Wait until the request may be sent: one round trip where there is room.
+
+        Leaving settles, in one more round trip, in every case: done, failed or cancelled. It is
+        shielded and takes 1 s at most; if Redis does not answer for so long, what was reserved
+        counts until the lease of `reservation_lease_s` ends. Tell whoever waits for the result
+        before leaving.
+
+        Args:
+          ask: the most that may be used. Output beyond the whole hard share of the quota is
+            reserved as that share, and so waits until nothing else runs.
+          lane: how urgent it is.
+          org: on whose behalf.
+          on_position: called synchronously with (position from 1, seconds until its turn) when the
+            request has to wait, and when one of them has changed, at most five times a second.
+            Must not raise.
+
+        Raises:
+          Overloaded: the line is full; Redis has not answered for `wait_s`; or the input alone is
+            larger than the whole quota.
+
+        Cancellation: as if nothing had happened; a place in line is free at once.
+        """
+        del org  # the line is in order of arrival
+        if (dimension := self.capacity.refuses(ask)) is not None:
+            raise Overloaded(
+                f"{ask.input:,} tokens of input are more than the whole {dimension} quota of "
+                f"{self.endpoint}",
+                retry_after_s=60.0,
+            )
+        ticket = Ticket(
+            id=f"{self._worker}:{next(self._numbers)}",
+            lane=LANES.index(lane),
+            reserved=self.capacity.reservation(ask),
+            on_position=on_position,
+        )
+        call, admission = Insistence(self._settings.wait_s), None
+        s_max = GIVE_BACK_S_MAX
+        try:
+            try:
+                spent = await self._enter(ticket, call)
+            except Overloaded:
+                s_max = LAST_TRY_S_MAX
+                raise
+            self._admitted_count += 1
+            self._running.add(ticket.id)
+            admission = Admission(self, spent)
+            yield admission
+        finally:
+            self._running.discard(ticket.id)
+            if call.may_have_run:
+                used = admission._used if admission is not None else None  # noqa: SLF001  ours
+                await self._settle(ticket.id, NOTHING if used is None else used.amounts, s_max)
+
+    async def statistics(self) -> BudgetStatistics:
+        """A snapshot, in one round trip.
+
+        Raises:
+          RedisError: no answer.
+        """
+        standing = await self._scripts.statistics()
+        return BudgetStatistics(
+            endpoint=self.endpoint,
+            used=self.capacity.used(standing.spent),
+            line=dict(zip(LANES, standing.waiting, strict=True)),
+            gate_s=standing.gate_s,
+            admitted_count=self._admitted_count,
+            queued_count=self._queued_count,
+            running_count=len(self._running),
+            waiting_count=len(self._line),
+            unsettled_count=self._unsettled_count,
+        )
+
+    async def _enter(self, ticket: Ticket, call: Insistence) -> Amounts:
+        reply = await call(
+            partial(
+                self._scripts.admit,
+                ticket.id,
+                lane=ticket.lane,
+                reserved=ticket.reserved,
+                rank="",
+                line_max=self._settings.line_max,
+            )
+        )
+        if isinstance(reply, Admitted):
+            return reply.spent
+        if isinstance(reply, Full):
+            call.may_have_run = False
+            raise line_is_full(reply)
+        self._queued_count += 1
+        return await self._line.wait(ticket, reply)
+
+    async def _settle(self, ticket: str, used: Amounts, s_max: float) -> None:
+        if not await give_back(partial(self._scripts.settle, ticket, used), s_max=s_max):
+            self._unsettled_count += 1
+            log.warning("settlement_lost", endpoint=self.endpoint, ticket=ticket)
+
+    def _correct_soon(self, *, least: Amounts = NOTHING, closed_s: float = 0.0) -> None:
+        correct = partial(self._scripts.correct, least=least, closed_s=closed_s)
+        self._nursery.start_soon(partial(give_back, correct, s_max=GIVE_BACK_S_MAX))
+
+    async def _renew(self) -> None:
+        """Prolong the leases of what runs for long; until cancelled."""
+        while True:
+            await trio.sleep(self._settings.reservation_lease_s / RENEWALS_PER_LEASE)
+            running = sorted(self._running)
+            for at in range(0, len(running), RENEW_MAX):
+                renew = partial(self._scripts.renew, running[at : at + RENEW_MAX])
+                await give_back(renew, s_max=GIVE_BACK_S_MAX)

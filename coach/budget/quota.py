@@ -1,15 +1,42 @@
-"""What a request asks of an endpoint, and what the endpoint allows: the pure rules."""
+"""What a request asks of an endpoint, what the endpoint allows, what it says: the pure rules.
+
+Amounts are tuples in the order of `DIMENSIONS`; where they stand for a limit, 0 means none.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import attrs
+
+from .. import config
 
 Lane = Literal["interactive", "submission", "background"]
 
 LANES: Final[tuple[Lane, ...]] = ("interactive", "submission", "background")
 """Most urgent first."""
+
+DIMENSIONS: Final = ("requests", "input", "output", "tokens")
+"""What providers count; `tokens` is input and output together."""
+
+Amounts = tuple[int, int, int, int]
+
+NOTHING: Final[Amounts] = (0, 0, 0, 0)
+
+REMAINING: Final[Mapping[str, int]] = {
+    "anthropic-ratelimit-requests-remaining": 0,
+    "anthropic-ratelimit-input-tokens-remaining": 1,
+    "anthropic-ratelimit-output-tokens-remaining": 2,
+    "x-ratelimit-remaining-requests": 0,
+    "x-ratelimit-remaining-tokens": 3,
+}
+"""Response header -> the dimension of which it says what is left.
+
+Sources: docs.anthropic.com, API, Rate limits, "Response headers"; platform.openai.com, Guides,
+Rate limits, "Rate limits in headers". `anthropic-ratelimit-tokens-remaining` is left out: it
+repeats whichever limit is the nearest.
+"""
 
 
 @attrs.frozen
@@ -19,3 +46,128 @@ class Ask:
     input: int
     """Uncached input and cache writes."""
     output: int
+
+    @property
+    def amounts(self) -> Amounts:
+        """Per dimension."""
+        return (1, self.input, self.output, self.input + self.output)
+
+
+@attrs.frozen
+class Capacity:
+    """How much of an endpoint's quota coach uses in any 60 s."""
+
+    quota: Amounts
+    """What the provider allows."""
+    hard: Amounts
+    """What is never exceeded."""
+    soft: Amounts
+    """From here on requests wait in line."""
+
+    @classmethod
+    def of(cls, quota: config.Quota, settings: config.Budget) -> Capacity:
+        """The shares `settings` gives of `quota`; at least 1, or a small quota would be none."""
+        limits = (
+            quota.requests_per_minute,
+            quota.input_tokens_per_minute,
+            quota.output_tokens_per_minute,
+            quota.tokens_per_minute,
+        )
+
+        def share(percent: int) -> Amounts:
+            a, b, c, d = (
+                0 if limit is None else max(1, limit * percent // 100) for limit in limits
+            )
+            return (a, b, c, d)
+
+        return cls(share(100), share(settings.hard_percent), share(settings.soft_percent))
+
+    def refuses(self, ask: Ask) -> str | None:
+        """The name of the dimension whose whole quota the input alone exceeds, or None.
+
+        The input is what it is: such a request can never be answered. The output is only a bound
+        that is hardly ever reached, and never makes a request impossible.
+        """
+        for dimension in (1, 3):
+            if 0 < self.quota[dimension] < ask.input:
+                return DIMENSIONS[dimension]
+        return None
+
+    def reservation(self, ask: Ask) -> Amounts:
+        """What to reserve for `ask`: all of it, or what fits an empty window.
+
+        So a request that asks for more than coach may ever use waits until nothing else runs,
+        rather than for ever; settling then books what it really used.
+        """
+        a, b, c, d = (
+            min(amount, limit) if limit else amount
+            for amount, limit in zip(ask.amounts, self.hard, strict=True)
+        )
+        return (a, b, c, d)
+
+    def least_spent(self, headers: Mapping[str, str]) -> Amounts:
+        """What must have been spent of the quota, given what the provider says is left.
+
+        Args:
+          headers: of a response; names in lower case. Values that are no numbers are ignored.
+
+        Returns:
+          Per limited dimension quota - remaining, at least 0; 0 where nothing was said.
+        """
+        least = list(NOTHING)
+        for name, dimension in REMAINING.items():
+            text, quota = headers.get(name, ""), self.quota[dimension]
+            if quota and text.isascii() and text.isdigit():
+                least[dimension] = max(0, quota - int(text))
+        a, b, c, d = least
+        return (a, b, c, d)
+
+    def used(self, spent: Amounts) -> dict[str, float]:
+        """Shares of the quota per limited dimension."""
+        return {
+            name: amount / quota
+            for name, amount, quota in zip(DIMENSIONS, spent, self.quota, strict=True)
+            if quota
+        }
+
+
+@attrs.frozen
+class Outlook:
+    """What the line says about waiting."""
+
+    head_s: float | None
+    """Until its head may go; None: when something is given back."""
+    each_s: float
+    """From one admission to the next."""
+
+    def eta_s(self, position: int) -> float:
+        """Seconds until `position` (from 1) may go, if nobody more urgent comes."""
+        head_s = self.each_s if self.head_s is None else self.head_s
+        return head_s + (position - 1) * self.each_s
+
+
+TELL_S_MIN: Final = 0.2
+"""Between two reports to the same student."""
+ETA_CHANGE_S: Final = 1.0
+ETA_CHANGE_SHARE: Final = 0.25
+
+
+@attrs.frozen
+class Told:
+    """What a waiting request was last told, and when (seconds of trio's clock)."""
+
+    position: int
+    eta_s: float
+    at_s: float
+
+    def is_news(self, position: int, eta_s: float, now_s: float) -> bool:
+        """Whether this should be told: the place changed, or the time clearly differs.
+
+        Time that has passed is no news: a promise of 10 s is, 4 s later, one of 6 s.
+        """
+        if now_s - self.at_s < TELL_S_MIN:
+            return False
+        if position != self.position:
+            return True
+        expected_s = max(0.0, self.eta_s - (now_s - self.at_s))
+        return abs(eta_s - expected_s) > max(ETA_CHANGE_S, ETA_CHANGE_SHARE * expected_s)

@@ -186,8 +186,8 @@ local function credit_now(rates)
   local passed_s = stored[1] and math.max(0, now_ms - stored[1]) / 1000 or 1
   local credit = {}
   for d = 1, DIMENSIONS do
-    local rate = rates[d] or 0
-    credit[d] = math.min((stored[1 + d] or 0) + rate * passed_s, rate)
+    local rate = rates[d]
+    credit[d] = rate and math.min((stored[1 + d] or 0) + rate * passed_s, rate) or 0
   end
   return credit
 end

@@ -109,7 +109,9 @@ local function spend(w, second, amounts)
   else
     redis.call("HSET", w.key, field, packed(values))
   end
-  w.seconds = nil
+  if w.seconds then
+    w.seconds[second - (w.now_s - w.length_s)] = values
+  end
   return true
 end
 

@@ -1,0 +1,231 @@
+"""The budget loop: looks after this worker's tickets in one endpoint's line.
+
+It exists while there are tickets. Each look (budget_pass.lua) renews the worker's lease, admits
+what may go and learns the places of the rest. In between it sleeps on the wake stream: until the
+head may go, if the head is this worker's; else until the head's owner, a settlement or a newcomer
+wakes it; and never longer than a third of the lease, which is all that a closed gate costs.
+
+Memory: `line_max` tickets in all workers together, about 1 KiB each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import attrs
+import trio
+
+from ..errors import Overloaded
+from ..store import Redis, RedisError
+from .quota import Amounts, Outlook, Told
+from .scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued
+
+LOOKS_PER_LEASE: Final = 3
+
+
+@final
+@attrs.define(eq=False)
+class Ticket:
+    """A request that is, or may come to be, in line."""
+
+    id: str
+    lane: int
+    reserved: Amounts
+    on_position: Callable[[int, float], None] | None
+    rank: str = ""
+    """Where it stands in line, for finding back to it; "": it never stood there."""
+    told: Told | None = None
+    spent: Amounts | None = None
+    """The window when it was admitted."""
+    error: Overloaded | None = None
+    decided: trio.Event = attrs.field(factory=trio.Event)
+    """Set with `spent` or `error`."""
+
+    def admit(self, spent: Amounts) -> None:
+        """It may go."""
+        self.spent = spent
+        self.decided.set()
+
+    def refuse(self, error: Overloaded) -> None:
+        """It may not go, and waits no longer."""
+        self.error = error
+        self.decided.set()
+
+    def tell(self, position: int, outlook: Outlook) -> None:
+        """Report its place, if that is news."""
+        eta_s, now_s = outlook.eta_s(position), trio.current_time()
+        if self.on_position is None:
+            return
+        if self.told is None or self.told.is_news(position, eta_s, now_s):
+            self.told = Told(position, eta_s, now_s)
+            self.on_position(position, eta_s)
+
+
+@final
+class Line:
+    """This worker's part of an endpoint's waiting line."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        scripts: EndpointScripts,
+        nursery: trio.Nursery,
+        *,
+        worker: str,
+        line_max: int,
+        wait_s: float,
+    ) -> None:
+        self._redis = redis
+        self._scripts = scripts
+        self._nursery = nursery
+        self._worker = worker
+        self._line_max = line_max
+        self._wait_s = wait_s
+        self._waiting: dict[str, Ticket] = {}
+        """In Redis' line as far as this worker knows, and not decided."""
+        self._is_running = False
+        self.looks_count = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop exists."""
+        return self._is_running
+
+    async def wait(self, ticket: Ticket, queued: Queued) -> Amounts:
+        """Wait until `ticket`, which Redis has put into line, may go.
+
+        Returns:
+          The window at that moment.
+
+        Raises:
+          Overloaded: Redis was away for too long, or the line was lost and is full now.
+
+        Cancellation: the ticket may be in line, or admitted; the caller ends it.
+        """
+        ticket.rank = queued.rank
+        self._waiting[ticket.id] = ticket
+        try:
+            ticket.tell(queued.position, queued.outlook)
+            if not self._is_running:
+                self._is_running = True
+                self._nursery.start_soon(self._run)
+            await ticket.decided.wait()
+        finally:
+            self._waiting.pop(ticket.id, None)
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.spent is not None
+        return ticket.spent
+
+    async def _run(self) -> None:
+        answered_s = trio.current_time()
+        try:
+            while self._waiting:
+                left_s = answered_s + self._wait_s - trio.current_time()
+                try:
+                    with trio.fail_after(max(0.0, left_s)):
+                        passed = await self._look()
+                except trio.TooSlowError:
+                    self._refuse_all()
+                except RedisError:
+                    await trio.sleep(RETRY_S)
+                else:
+                    answered_s = trio.current_time()
+                    await self._sleep(passed)
+        finally:
+            self._is_running = False
+
+    async def _look(self) -> Passed:
+        """Look at the line and tell the tickets.
+
+        A ticket that is neither admitted nor in line fell out of it: the worker was silent for
+        longer than its lease, or Redis lost the line, or the reply that admitted it was lost.
+        """
+        in_line = dict(self._waiting)
+        self.looks_count += 1
+        passed = await self._scripts.look(self._worker)
+        for name in passed.admitted:
+            ticket = in_line.pop(name, None)
+            if ticket is not None and self._waiting.pop(name, None) is not None:
+                ticket.admit(passed.spent)
+        for name, ticket in in_line.items():
+            if name not in self._waiting:
+                continue  # its owner gave up meanwhile
+            position = passed.positions.get(name)
+            if position is None:
+                await self._find_back(ticket)
+            else:
+                ticket.tell(position, passed.outlook)
+        return passed
+
+    async def _find_back(self, ticket: Ticket) -> None:
+        reply = await self._scripts.admit(
+            ticket.id,
+            lane=ticket.lane,
+            reserved=ticket.reserved,
+            rank=ticket.rank,
+            line_max=self._line_max,
+        )
+        if ticket.id not in self._waiting:
+            return  # its owner gave up, and undoes this
+        match reply:
+            case Admitted(spent):
+                del self._waiting[ticket.id]
+                ticket.admit(spent)
+            case Queued(_, position, outlook):
+                ticket.tell(position, outlook)
+            case Full():
+                del self._waiting[ticket.id]
+                ticket.refuse(line_is_full(reply))
+
+    async def _sleep(self, passed: Passed) -> None:
+        """Until there may be something to do."""
+        sleep_s = self._scripts.worker_lease_s / LOOKS_PER_LEASE
+        if passed.is_mine and passed.outlook.head_s is not None:
+            sleep_s = min(sleep_s, passed.outlook.head_s)
+        deadline_s, wake_id = trio.current_time() + sleep_s, passed.wake_id
+        while self._waiting:
+            block_ms = math.ceil((deadline_s - trio.current_time()) * 1000)
+            if block_ms <= 0:
+                await trio.lowlevel.checkpoint()
+                return
+            try:
+                reply = await self._redis.execute_command(
+                    "XREAD", "BLOCK", block_ms, "STREAMS", self._scripts.wake_key, wake_id
+                )
+            except RedisError:
+                await trio.sleep(min(RETRY_S, sleep_s))
+                return
+            is_woken, wake_id = _read_wake(reply, self._worker, wake_id)
+            if is_woken:
+                return
+
+    def _refuse_all(self) -> None:
+        while self._waiting:
+            _, ticket = self._waiting.popitem()
+            ticket.refuse(
+                Overloaded("the waiting line cannot be reached now", retry_after_s=self._wait_s)
+            )
+
+
+def line_is_full(reply: Full) -> Overloaded:
+    """What someone is told whom the line could not take."""
+    return Overloaded(
+        f"{reply.length:,} requests wait already",
+        retry_after_s=max(1.0, reply.outlook.eta_s(reply.length)),
+    )
+
+
+def _read_wake(reply: Any, worker: str, wake_id: str) -> tuple[bool, str]:
+    """Whether an entry is for `worker`, and the id to read on from."""
+    is_woken = False
+    for entries in reply.values():
+        for entry_id, fields in entries:
+            wake_id = entry_id.decode()
+            is_woken = is_woken or fields[b"w"] == worker.encode()
+    return is_woken, wake_id

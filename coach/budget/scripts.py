@@ -1,0 +1,283 @@
+"""The scripts of this room with types, and how long one insists on them.
+
+Every one may be run again after `ConnectionLost`: reservations and tickets have names their owner
+chose, and a script that meets a name it knows changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from typing import Any, Final, TypeVar
+
+import attrs
+import trio
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import (
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+
+from ..errors import Overloaded
+from ..store import NotSent, Redis, RedisError, Script, script
+from .quota import Amounts, Outlook
+
+UNAVAILABLE: Final = (
+    RedisConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+"""What Redis says, or its client, when a later try may succeed."""
+
+RETRY_S: Final = 0.05
+"""Between two tries."""
+GIVE_BACK_S_MAX: Final = 1.0
+"""How long leaving may be held up by a settlement; beyond it the lease sees to it."""
+LAST_TRY_S_MAX: Final = 0.1
+"""Likewise after Redis was away for as long as a request may wait."""
+
+T = TypeVar("T")
+
+
+@cache
+def assembled(name: str) -> Script:
+    """The script `name` behind the libraries it is written for."""
+    libraries = (
+        ("budget_window",) if name.startswith("limit_") else ("budget_window", "budget_line")
+    )
+    source = "\n".join(script(part).source for part in (*libraries, name))
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@attrs.define
+class Insistence:
+    """Runs scripts until Redis answers, or long enough."""
+
+    wait_s: float
+    may_have_run: bool = False
+    """False: surely nothing has changed in Redis."""
+
+    async def __call__(self, run: Callable[[], Awaitable[T]]) -> T:
+        """The reply of `run`.
+
+        Raises:
+          Overloaded: none within `wait_s`.
+
+        Cancellation: it may have run.
+        """
+        with trio.move_on_after(self.wait_s):
+            while True:
+                before, self.may_have_run = self.may_have_run, True
+                try:
+                    return await run()
+                except NotSent:
+                    self.may_have_run = before
+                except UNAVAILABLE:
+                    pass
+                await trio.sleep(RETRY_S)
+        raise Overloaded("the shared limits cannot be reached now", retry_after_s=self.wait_s)
+
+
+async def give_back(run: Callable[[], Awaitable[object]], *, s_max: float) -> bool:
+    """Run a settlement whatever happens to the caller, for `s_max` seconds at most.
+
+    Returns:
+      Whether it is done; if not, a lease or the sliding of the window will do it.
+    """
+    with trio.CancelScope(shield=True) as scope:
+        scope.deadline = trio.current_time() + s_max
+        while True:
+            try:
+                await run()
+            except UNAVAILABLE:
+                await trio.sleep(RETRY_S)
+            else:
+                return True
+    return False
+
+
+@attrs.frozen
+class Over:
+    """A limit is reached."""
+
+    limit: str
+    """user_requests, user_tokens, org_requests or org_tokens."""
+    left: int
+    retry_s: float | None
+    """None: the request is larger than the whole limit."""
+
+
+async def limit_reserve(
+    redis: Redis, keys: Sequence[str], *, tokens: int, limits: Sequence[int], hold_s: int
+) -> Over | None:
+    """See limit_reserve.lua; None: reserved.
+
+    Raises:
+      RedisError: also for a hold that has ended.
+    """
+    reply = await assembled("limit_reserve")(
+        redis, keys, (tokens, " ".join(map(str, limits)), hold_s)
+    )
+    match reply:
+        case [b"reserved"]:
+            return None
+        case [b"over", limit, left, retry_ms]:
+            return Over(limit.decode(), left, None if retry_ms < 0 else retry_ms / 1000)
+    raise RedisError(f"limit_reserve: {reply!r}")
+
+
+async def limit_settle(
+    redis: Redis, keys: Sequence[str], *, requests: int, tokens: int, hold_s: int
+) -> None:
+    """See limit_settle.lua."""
+    await assembled("limit_settle")(redis, keys, (requests, tokens, hold_s))
+
+
+@attrs.frozen
+class Admitted:
+    """A ticket may go."""
+
+    spent: Amounts
+    """The window, this ticket's reservation included."""
+
+
+@attrs.frozen
+class Queued:
+    """A ticket waits."""
+
+    rank: str
+    position: int
+    outlook: Outlook
+
+
+@attrs.frozen
+class Full:
+    """The line takes no more."""
+
+    length: int
+    outlook: Outlook
+
+
+@attrs.frozen
+class Passed:
+    """What a look at the line brought."""
+
+    outlook: Outlook
+    is_mine: bool
+    """The head of the line is this worker's."""
+    wake_id: str
+    spent: Amounts
+    admitted: tuple[str, ...]
+    positions: dict[str, int]
+
+
+@attrs.frozen
+class Standing:
+    """An endpoint's window, gate and line."""
+
+    spent: Amounts
+    gate_s: float
+    waiting: tuple[int, int, int]
+    """Per lane."""
+
+
+@attrs.frozen
+class EndpointScripts:
+    """The budget_* scripts for one endpoint; each is one round trip and raises `RedisError`."""
+
+    redis: Redis
+    endpoint: str
+    hard: Amounts
+    soft: Amounts
+    worker_lease_s: float
+    ticket_lease_s: float
+    ended_s: float = 10.0
+    """How long a ticket is remembered after its end: longer than anything can be late."""
+    _keys: tuple[str, ...] = attrs.field(init=False)
+    _args: tuple[str, ...] = attrs.field(init=False)
+
+    @_keys.default
+    def _all_keys(self) -> tuple[str, ...]:
+        names = ("spend", "line", "tickets", "leases", "wake")
+        return tuple(f"{name}:{{{self.endpoint}}}" for name in names)
+
+    @_args.default
+    def _common_args(self) -> tuple[str, ...]:
+        leases_ms = [
+            round(1000 * s) for s in (self.worker_lease_s, self.ticket_lease_s, self.ended_s)
+        ]
+        ttl_s = max(leases_ms) // 1000 + 120
+        return (_packed(self.hard), _packed(self.soft), _packed([*leases_ms, ttl_s]))
+
+    @property
+    def wake_key(self) -> str:
+        """The stream that says whose turn it is."""
+        return self._keys[4]
+
+    async def admit(
+        self, ticket: str, *, lane: int, reserved: Amounts, rank: str, line_max: int
+    ) -> Admitted | Queued | Full:
+        """See budget_admit.lua."""
+        reply = await self._run("admit", ticket, lane, _packed(reserved), rank, line_max)
+        match reply:
+            case [b"admitted", spent]:
+                return Admitted(_amounts(spent))
+            case [b"queued", rank_now, position, wait_ms, each_ms]:
+                return Queued(rank_now.decode(), position, _outlook(wait_ms, each_ms))
+            case [b"full", length, wait_ms, each_ms]:
+                return Full(length, _outlook(wait_ms, each_ms))
+        raise RedisError(f"budget_admit: {reply!r}")
+
+    async def look(self, worker: str) -> Passed:
+        """See budget_pass.lua."""
+        reply = await self._run("pass", worker)
+        wait_ms, each_ms, is_mine, wake_id, spent, admitted, waiting, positions = reply
+        return Passed(
+            outlook=_outlook(wait_ms, each_ms),
+            is_mine=is_mine == 1,
+            wake_id=wake_id.decode(),
+            spent=_amounts(spent),
+            admitted=tuple(ticket.decode() for ticket in admitted),
+            positions={
+                ticket.decode(): position
+                for ticket, position in zip(waiting, positions, strict=True)
+            },
+        )
+
+    async def settle(self, ticket: str, used: Amounts) -> None:
+        """See budget_settle.lua."""
+        await self._run("settle", ticket, _packed(used))
+
+    async def renew(self, tickets: Sequence[str]) -> None:
+        """See budget_renew.lua; at most 1,000 at a time."""
+        await self._run("renew", *tickets)
+
+    async def correct(self, *, least: Amounts, closed_s: float) -> None:
+        """See budget_correct.lua."""
+        await self._run("correct", _packed(least), min(3_600_000, round(closed_s * 1000)))
+
+    async def statistics(self) -> Standing:
+        """See budget_statistics.lua."""
+        spent, gate_ms, a, b, c = await self._run("statistics")
+        return Standing(spent=_amounts(spent), gate_s=gate_ms / 1000, waiting=(a, b, c))
+
+    async def _run(self, name: str, *args: str | int) -> Any:
+        return await assembled(f"budget_{name}")(self.redis, self._keys, (*self._args, *args))
+
+
+def _packed(amounts: Sequence[int]) -> str:
+    return " ".join(map(str, amounts))
+
+
+def _amounts(text: bytes) -> Amounts:
+    a, b, c, d = map(int, text.split())
+    return (a, b, c, d)
+
+
+def _outlook(wait_ms: int, each_ms: int) -> Outlook:
+    return Outlook(None if wait_ms < 0 else wait_ms / 1000, each_ms / 1000)
