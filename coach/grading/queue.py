@@ -239,9 +239,10 @@ class Queue:
     async def claim(self, shard: int, lanes: Sequence[Lane]) -> Claim | float | None:
         """Lease the most urgent job that is ready.
 
-        Cancellation: it outlasts one by the round trip, and returns what it took; the caller's
-        next checkpoint is cancelled, so hold the claim before it. Should Redis not answer for
-        2 s, a job may be leased that nobody knows of: it comes back when its lease runs out.
+        Cancellation: cancelled before it begins, it takes nothing; later it goes on for the round
+        trip and returns what it took, and the caller's next checkpoint is cancelled. Should Redis
+        not answer for 2 s, a job may be leased that nobody knows of: it comes back when its lease
+        runs out.
 
         Args:
           shard: one of `shards`.
@@ -256,6 +257,7 @@ class Queue:
         """
         keys = [_key(shard, name) for name in ("ready", "delayed", "leased", "jobs")]
         keys += [_markers(shard, lane) for lane in lanes]
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
             with trio.CancelScope(shield=True), trio.fail_after(CLAIM_S_MAX):
                 reply = await script("queue_claim")(

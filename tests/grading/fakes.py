@@ -10,7 +10,7 @@ from typing import Any, cast
 import attrs
 import trio
 
-from coach.budget import Admission, Ask, EndpointBudget, Lane
+from coach.budget import Ask, EndpointBudget, Lane
 from coach.grading.rubric import Rubric, load_rubric
 from coach.providers import Completion, Prompt, Provider, Usage
 
@@ -115,7 +115,7 @@ class FakeBudget:
         return cast(EndpointBudget, self)
 
 
-class FakeAdmission(Admission):
+class FakeAdmission:
     def __init__(self, budget: FakeBudget) -> None:
         self._budget = budget
         self.spent: Ask | None = None

@@ -471,6 +471,20 @@ async def test_markers_are_bounded_and_gone_when_nothing_waits(tmp_path: Path) -
         assert await redis.execute_command("EXISTS", "queue:{0}:markers:submission") == 0
 
 
+async def test_who_claims_while_more_wait_leaves_a_marker_for_the_next(tmp_path: Path) -> None:
+    """One marker, popped, is enough for any number of jobs: each claim calls one more grader."""
+    async with open_test_queue(tmp_path) as (queue, redis):
+        for number in range(3):
+            await queue.submit(essay(f"n{number}"))
+        await redis.execute_command("DEL", "queue:{0}:markers:submission")
+        for left in (2, 1):
+            await take(queue)
+            assert await broken_invariants(redis) == []
+            assert await queue.wait(0, LANES, at_most_s=0.5), left
+        await take(queue)
+        assert not await queue.wait(0, LANES, at_most_s=0.05)
+
+
 async def test_a_marker_that_died_with_its_grader_is_replaced(tmp_path: Path) -> None:
     async with open_test_queue(tmp_path) as (queue, redis):
         await queue.submit(essay())
