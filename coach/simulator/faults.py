@@ -82,7 +82,7 @@ class Faults:
         self.injected: dict[FaultName, int] = {}
         """How many requests each fault has hit."""
 
-    def set(self, rules: dict[FaultName, Rule]) -> None:
+    def replace(self, rules: dict[FaultName, Rule]) -> None:
         """Replace all rules."""
         self._rules = dict(rules)
 

@@ -43,6 +43,7 @@ class Http1Connection:
             self._h11.receive_data(data)
             self._advance()
         except h11.RemoteProtocolError:
+            self.lost()
             self._outlet.close()
 
     def drained(self) -> None:
@@ -55,12 +56,15 @@ class Http1Connection:
             work.cancelled(by_reset=False)
 
     def start(self, status: int, headers: Headers) -> None:
+        """Send the head of the answer."""
         self._send(h11.Response(status_code=status, headers=list(headers)))
 
     def write(self, data: bytes) -> None:
+        """Send a part of the body."""
         self._send(h11.Data(data=data))
 
     def end(self) -> None:
+        """End the answer; the next request may come."""
         self._send(h11.EndOfMessage())
         if self._h11.our_state is h11.MUST_CLOSE:
             self._outlet.close()
@@ -69,15 +73,19 @@ class Http1Connection:
             self._advance()
 
     def refuse(self) -> None:
+        """HTTP/1.1 knows no such thing: reset the connection."""
         self._outlet.abort()
 
     def reset(self) -> None:
+        """Break the answer off by closing."""
         self._outlet.close()
 
     def abort(self) -> None:
+        """Reset the TCP connection."""
         self._outlet.abort()
 
     def go_away(self) -> None:
+        """Close without an answer."""
         self._outlet.close()
 
     def _send(self, event: h11.Event) -> None:

@@ -16,6 +16,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
+    ConnectionTerminated,
     DataReceived,
     Event,
     RemoteSettingsChanged,
@@ -26,6 +27,7 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
+from h2.stream import H2Stream
 
 from .exchange import Exchange, Headers, Outlet, Work
 
@@ -70,7 +72,7 @@ class Stream:
         self.too_large = False
         self.work: Work | None = None
         self.open = True
-        self._flow = connection.h2.streams[stream_id]
+        self._flow: H2Stream = connection.h2.streams[stream_id]
         # h2's record of the stream: its outbound window is spent here
         self._head = b"\0\0" + stream_id.to_bytes(4, "big")
         # of a DATA frame, after the length: type 0, no flags, stream
@@ -79,6 +81,7 @@ class Stream:
         self._ending = False
 
     def start(self, status: int, headers: Headers) -> None:
+        """Send the head of the answer."""
         if self.open:
             self._connection.h2.send_headers(
                 self.id, [(b":status", b"%d" % status), *headers], end_stream=False
@@ -86,6 +89,7 @@ class Stream:
             self._connection.pass_on()
 
     def write(self, data: bytes) -> None:
+        """Send a part of the body, or keep it until the windows allow."""
         if not self.open:
             return
         connection = self._connection
@@ -105,23 +109,27 @@ class Stream:
         connection.outlet.put(size.to_bytes(3, "big") + self._head + data)
 
     def end(self) -> None:
+        """End the answer after everything written."""
         if self.open:
             self._ending = True
             if not self._pending:
                 self._finish()
 
     def refuse(self) -> None:
+        """RST_STREAM(REFUSED_STREAM)."""
         self._reset(ErrorCodes.REFUSED_STREAM)
 
     def reset(self) -> None:
+        """RST_STREAM(INTERNAL_ERROR)."""
         self._reset(ErrorCodes.INTERNAL_ERROR)
 
     def abort(self) -> None:
+        """Reset the TCP connection."""
         self._connection.outlet.abort()
 
     def go_away(self) -> None:
+        """GOAWAY that does not cover this stream."""
         self._connection.go_away(last_stream_id=self.id - 1)
-        self._drop()
 
     def pump(self) -> bool:
         """Send what is pending as far as the windows permit; whether all of it has gone."""
@@ -160,7 +168,6 @@ class Stream:
     def _reset(self, code: ErrorCodes) -> None:
         if self.open:
             self._connection.h2.reset_stream(self.id, code)
-            self._connection.resets_sent += 1
             self._connection.pass_on()
             self._drop()
 
@@ -191,7 +198,6 @@ class Http2Connection:
             )
         )
         self.frame_max = self.h2.max_outbound_frame_size
-        self.resets_sent = 0
         self._on_request = on_request
         self._streams: dict[int, Stream] = {}
         # every stream that is not closed
@@ -228,10 +234,17 @@ class Http2Connection:
         try:
             events = self.h2.receive_data(data)
         except ProtocolError:
-            self.pass_on()
-            self.outlet.close()
+            self._end()
             return
+        if any(isinstance(event, ConnectionTerminated) for event in events):
+            self._end()
+            return
+        # h2 has read everything before the first event is handled: what was opened and reset in
+        # the same bytes is already closed, and must not be answered.
+        reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
         for event in events:
+            if isinstance(event, (RequestReceived, StreamEnded)) and event.stream_id in reset:
+                continue
             self._handle(event)
         self.pass_on()
 
@@ -248,8 +261,11 @@ class Http2Connection:
             stream.gave_up(by_reset=False)
 
     def go_away(self, last_stream_id: int) -> None:
-        """Let streams up to `last_stream_id` finish, then close."""
+        """Drop streams above `last_stream_id`, let the others finish, then close."""
         self._leaving = True
+        for stream in list(self._streams.values()):
+            if stream.id > last_stream_id:
+                stream.gave_up(by_reset=False)
         frame = b"\0\0\x08\7\0\0\0\0\0" + last_stream_id.to_bytes(4, "big") + b"\0\0\0\0"
         self.outlet.put(frame)
 
@@ -271,6 +287,12 @@ class Http2Connection:
         data = self.h2.data_to_send()
         if data:
             self.outlet.put(data)
+
+    def _end(self) -> None:
+        """The protocol is over: whatever h2 has to say about that, then close."""
+        self.pass_on()
+        self.lost()
+        self.outlet.close()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, DataReceived):
@@ -295,7 +317,6 @@ class Http2Connection:
     def _request(self, event: RequestReceived) -> None:
         if self._leaving or len(self._streams) >= self._streams_max:
             self.h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
-            self.resets_sent += 1
             return
         self._streams[event.stream_id] = Stream(self, event.stream_id, event.headers)
 

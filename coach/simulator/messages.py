@@ -131,10 +131,13 @@ class Usage:
 class ApiError(Exception):
     """A request is refused; leaves as a JSON body."""
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, *, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
+        self.retry_after_s = retry_after_s
 
     def body(self, request_id: str) -> bytes:
         """What the client gets."""
@@ -152,6 +155,11 @@ def invalid(message: str, status: int = 400) -> ApiError:
     return ApiError(status, "invalid_request_error", message)
 
 
+_UNSUPPORTED: Final = {
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "string": ("minLength", "maxLength"),
+}
 _body = msgspec.json.Decoder(Body)
 _count = msgspec.json.Decoder(CountBody)
 
@@ -207,13 +215,6 @@ def count_tokens(body: bytes) -> int:
     return sum(block.tokens for block in _blocks(parsed.system, parsed.messages))
 
 
-UNSUPPORTED: Final = {
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "string": ("minLength", "maxLength"),
-}
-
-
 def check_schema(schema: object, depth: int = 0) -> None:
     """Refuse what the real structured outputs refuse.
 
@@ -228,11 +229,15 @@ def check_schema(schema: object, depth: int = 0) -> None:
             "output_config.format.schema: For 'object' type, 'additionalProperties' must be "
             "explicitly set to false"
         )
-    refused = [name for name in UNSUPPORTED.get(str(kind), ()) if name in schema]
+    refused = [name for name in _UNSUPPORTED.get(str(kind), ()) if name in schema]
     if refused:
         raise invalid(
-            f"output_config.format.schema: For '{kind}' type, properties {', '.join(refused)} "
-            "are not supported"
+            f"output_config.format.schema: For '{kind}' type, "
+            + (
+                f"property '{refused[0]}' is not supported"
+                if len(refused) == 1
+                else f"properties {', '.join(refused)} are not supported"
+            )
         )
     properties = schema.get("properties", {})
     if not isinstance(properties, dict):

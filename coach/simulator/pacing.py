@@ -7,6 +7,7 @@ cost one wake-up a tick instead of one each.
 from __future__ import annotations
 
 import heapq
+import math
 from typing import Final
 
 TICK_S: Final = 0.010
@@ -62,11 +63,11 @@ class Wheel:
             del self._slots[timer.tick][timer]
             timer.tick = None
 
-    def next_s(self) -> float | None:
-        """When the next occupied tick ends, on the caller's clock; None: nothing is scheduled."""
+    def next_s(self) -> float:
+        """When the next occupied tick ends, on the caller's clock; infinite: nothing is due."""
         while self._ticks and not self._slots[self._ticks[0]]:
             del self._slots[heapq.heappop(self._ticks)]
-        return self._ticks[0] * self.tick_s if self._ticks else None
+        return self._ticks[0] * self.tick_s if self._ticks else math.inf
 
     def fire(self, now: float) -> int:
         """Fire everything due at `now`, in order of ticks; return how many timers fired.
@@ -74,7 +75,7 @@ class Wheel:
         A timer scheduled while this runs waits for the next tick at the earliest.
         """
         fired = 0
-        reached = int(now / self.tick_s + 1e-6)
+        reached = int(now / self.tick_s + 1e-6)  # a tick's own time counts as reached
         while self._ticks and self._ticks[0] <= reached:
             tick = heapq.heappop(self._ticks)
             slot = self._slots[tick]

@@ -17,6 +17,7 @@ import trio
 import trustme
 
 from ..errors import ConfigurationError
+from .account import Account
 from .faults import FaultName, Rule
 from .http1 import Http1Connection
 from .http2 import Http2Connection
@@ -26,23 +27,21 @@ from .tls import Wire
 
 CA_NAME: Final = "simulator-ca.pem"
 BACKLOG: Final = 4_096
-IDLE_S: Final = 60.0
-"""How long the pacing task sleeps when nothing is scheduled; scheduling wakes it earlier."""
 
 
 class Provider:
     """A running simulator; made by `open_provider`."""
 
-    def __init__(self, service: Service, context: ssl.SSLContext, port: int) -> None:
-        self.service = service
+    def __init__(self, account: Account, context: ssl.SSLContext, port: int) -> None:
         self.port = port
+        self._account = account
+        self._service = Service(account, on_change=self._change)
         self._context = context
         self._dirty: dict[Wire, None] = {}
         # wires with something to send at the end of this turn
         self._connections: dict[Http2Connection | Http1Connection, None] = {}
-        self._scheduled = trio.Event()
-        # set at the end of every turn of a reader, when the pacing task sleeps without a due time
-        service.on_change = self._change
+        self._sleep = trio.CancelScope()
+        # of the pacing task; its deadline moves when something is scheduled that is due earlier
 
     @property
     def url(self) -> str:
@@ -51,26 +50,22 @@ class Provider:
 
     async def run_pacing(self) -> None:
         """Fire what is due, tick by tick, and send it: one write a connection and tick."""
-        wheel, late = self.service.wheel, self.service.statistics.late_s
+        wheel, late = self._account.wheel, self._account.statistics.late_s
         while True:
             due = wheel.next_s()
-            if due is None:
-                self._scheduled = trio.Event()
-                await self._scheduled.wait()
-                continue
+            with trio.CancelScope(deadline=due) as self._sleep:
+                await trio.sleep_forever()
             now = trio.current_time()
+            due = wheel.next_s()
             if due > now:
-                # An earlier timer may be scheduled meanwhile: it is at least a tick away.
-                await trio.sleep_until(min(due, now + wheel.tick_s))
                 continue
-            wheel.fire(now)
+            self._service.tick(now)
             self.flush()
             late.append(trio.current_time() - due)
-            await trio.lowlevel.checkpoint()
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """One connection, from the handshake to its end; errors end only it."""
-        statistics = self.service.statistics
+        statistics = self._account.statistics
         wire = Wire(stream, self._context, self._dirty, statistics)
         statistics.connected()
         try:
@@ -87,13 +82,15 @@ class Provider:
         """End a turn: send what every connection has gathered."""
         while self._dirty:
             self._dirty.popitem()[0].flush()
-        self._scheduled.set()
+        due = self._account.wheel.next_s()
+        if due < self._sleep.deadline:
+            self._sleep.deadline = due
 
     async def _talk(self, wire: Wire, protocol: str | None) -> None:
-        receive = self.service.receive
+        receive = self._service.receive
         connection: Http2Connection | Http1Connection
         if protocol == "h2":
-            streams_max = self.service.settings.max_concurrent_streams
+            streams_max = self._account.settings.max_concurrent_streams
             connection = Http2Connection(wire, receive, max_concurrent_streams=streams_max)
         else:
             connection = Http1Connection(wire, receive)
@@ -155,8 +152,8 @@ async def open_provider(
     except OSError as error:
         reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigurationError(f"simulator: cannot listen on port {port}: {reason}") from error
-    service = Service(settings, faults, clock=trio.current_time, wall=time.time)
-    provider = Provider(service, context, listeners[0].socket.getsockname()[1])
+    account = Account(settings, faults, clock=trio.current_time, wall=time.time)
+    provider = Provider(account, context, listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(provider.run_pacing)
         nursery.start_soon(trio.serve_listeners, provider.serve, listeners)

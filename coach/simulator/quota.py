@@ -1,4 +1,6 @@
-"""The provider's own quotas: token buckets that refill continuously; pure, the caller has the clock.
+"""The provider's own quotas: token buckets that refill continuously; pure.
+
+The caller has the clock: times are its seconds.
 
 Source: Anthropic, "Rate limits" (token bucket, continuously replenished; input counts uncached
 tokens and cache writes; output counts as it is generated, whatever `max_tokens` says).
@@ -59,6 +61,18 @@ class Shortage:
     """Whole seconds, at least 1, as the provider rounds."""
 
 
+@attrs.frozen
+class QuotaState:
+    """What a response's headers say about one limit."""
+
+    dimension: Dimension
+    limit: int
+    remaining: int
+    """Tokens are rounded to the nearest thousand, as the provider does."""
+    full_s: float
+    """Seconds until everything has been replenished."""
+
+
 class Quota:
     """The buckets of one account; absent limits admit everything."""
 
@@ -95,18 +109,14 @@ class Quota:
         if bucket is not None:
             bucket.take(tokens, now)
 
-    def states(self, now: float) -> list[tuple[Dimension, int, int, float]]:
-        """For each limit: dimension, limit, what is left, seconds until it is full again.
-
-        Tokens left are rounded to the nearest thousand, as the provider does.
-        """
+    def states(self, now: float) -> list[QuotaState]:
+        """Every limit there is, as of now."""
         states = []
         for dimension, bucket in self._buckets.items():
             level = max(0.0, bucket.level(now))
-            left = int(level)
+            remaining = int(level)
             if dimension != "requests":
-                left = min(bucket.limit, round(level / 1_000) * 1_000)
-            states.append(
-                (dimension, bucket.limit, left, (bucket.limit - level) * MINUTE_S / bucket.limit)
-            )
+                remaining = min(bucket.limit, round(level / 1_000) * 1_000)
+            full_s = (bucket.limit - level) * MINUTE_S / bucket.limit
+            states.append(QuotaState(dimension, bucket.limit, remaining, full_s))
         return states
