@@ -46,6 +46,8 @@ class Server(Section, frozen=True, kw_only=True):
     backlog: Annotated[int, Meta(ge=128)] = 4096
     head_bytes_max: Count = 16_384
     head_s_max: Seconds = 5.0
+    send_s_max: Seconds = 30.0
+    """How long a client may take to read one piece of an HTTP answer (at most 64 KiB as a rule)."""
     hello_s_max: Seconds = 5.0
     message_bytes_max: Count = 262_144
     draft_chars_max: Count = 100_000
