@@ -113,7 +113,7 @@ def test_the_schema_is_strict_at_every_level(tmp_path: Path) -> None:
 BAD_FILES = {
     "not_toml": ("title = ", "not TOML"),
     "unknown_key": (GOOD + "\ncolour = 1", "colour"),
-    "unknown_criterion_key": (GOOD.replace("weight = 60", "weight = 60\nwieght = 1"), "wieght"),
+    "unknown_criterion_key": (GOOD.replace("weight = 60", "weight = 60\nwight_of = 1"), "wight_of"),
     "missing_title": (GOOD.replace('title = "Short"', "", 1), "title"),
     "no_criteria": ('title = "x"\ncriterion = []', "criterion"),
     "weights": (GOOD.replace("weight = 60", "weight = 61"), "add up to 101, not 100"),
