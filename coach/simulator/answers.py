@@ -62,6 +62,12 @@ def compose(request: Request, fault: FaultName | None) -> Text:
     return _pieces(text[: len(text) * 2 // 3] if fault == "broken_json" else text)
 
 
+def lengthened(text: Text, events_min: int) -> Text:
+    """The answer, again and again, until it has that many pieces."""
+    times = max(1, -(-events_min // max(1, len(text.pieces))))
+    return Text(text.pieces * times, text.events * times, text.tokens * times)
+
+
 def limited(text: Text, output_tokens_max: int) -> tuple[Text, str]:
     """The answer cut to a number of tokens, and its stop reason."""
     total = 0

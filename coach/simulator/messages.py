@@ -276,6 +276,16 @@ def delta_event(text: str) -> bytes:
     return _DELTA_HEAD + msgspec.json.encode(text) + _DELTA_TAIL
 
 
+def stamped(delta: bytes, now: float) -> bytes:
+    """A delta event whose text begins with `@` and a time in seconds, then a space.
+
+    CLOCK_MONOTONIC is the same for all processes of a host: whoever receives the text there can
+    tell how long it was under way.
+    """
+    at = len(_DELTA_HEAD) + 1
+    return b"%b@%.6f %b" % (delta[:at], now, delta[at:])
+
+
 def message_start_event(message_id: str, model: str, usage: Usage) -> bytes:
     """The first event of a stream."""
     message = message_json(message_id, model, "", None, usage, output=1)

@@ -34,6 +34,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     context_tokens_max: Annotated[Count, "longest prompt"] = 200_000
     api_key: Annotated[str | None, "the only key accepted; absent: any"] = None
     seed: Annotated[int, "of every random choice"] = 0
+    feedback_events_min: Annotated[
+        Count, "repeat feedback until it has that many deltas: for measurements"
+    ] = 1
+    stamp: Annotated[
+        bool, "begin each delta's text with @ and the moment of sending, CLOCK_MONOTONIC seconds"
+    ] = False
 
 
 def changed(settings: Settings, changes: dict[str, object]) -> Settings:

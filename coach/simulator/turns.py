@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import msgspec
 
 from . import messages
 from .account import Account
-from .answers import NOTHING, Plan, compose, limited, plan_stream
+from .answers import NOTHING, Plan, compose, lengthened, limited, plan_stream
 from .cache import CachePlan
 from .exchange import Exchange
 from .faults import LATE_S, FaultName
@@ -114,9 +115,11 @@ class StreamedTurn(Turn):
             self._open(now)
             return
         deltas, tokens, index, due = plan.deltas, plan.tokens, self._index, self.due
+        stamp = self.account.settings.stamp
         begun = index
         while index < len(deltas) and due <= now:
-            self.exchange.write(deltas[index])
+            delta = deltas[index]
+            self.exchange.write(messages.stamped(delta, time.monotonic()) if stamp else delta)
             self.account.spend_output(tokens[index])
             due += self._interval
             if index == 0:
@@ -134,6 +137,8 @@ class StreamedTurn(Turn):
         """Headers and the events before the first delta; then pings while that is late."""
         if self._plan is None:
             text = compose(self.request, self.fault)
+            if self.request.schema is None:
+                text = lengthened(text, self.account.settings.feedback_events_min)
             message_id = self.account.new_id("msg")
             plan = plan_stream(self.request, text, self.usage, message_id, self.fault)
             self._plan = plan

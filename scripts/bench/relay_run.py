@@ -27,10 +27,6 @@ from coach.store import open_embedded
 
 START_S_MAX = 30.0
 SETTLE_S = 2.0
-ANSWER_EVENTS = 20_000
-"""Longer than any run: a turn is open from the ramp to the end."""
-
-
 @attrs.frozen(kw_only=True)
 class Plan:
     """What is measured."""
@@ -41,6 +37,11 @@ class Plan:
     ramp_s: float
     ttft_ms: float
     load_processes: int
+
+    @property
+    def answer_events(self) -> int:
+        """So many that a turn is open from the ramp to the end of the window."""
+        return math.ceil((2 * self.ramp_s + SETTLE_S + self.seconds + 20) * self.events_per_s)
 
 
 def main() -> int:
@@ -148,7 +149,7 @@ async def _window(
         counts.append(json.loads(await _line(client)))
 
     elapsed_s = ended_s - begun_s
-    events = int(stats_after["events"] - stats["events"])
+    events = int(stats_after["events_sent"] - stats["events_sent"])
     errors: dict[str, int] = {}
     for count in counts:
         for code, number in count["errors"].items():
@@ -188,9 +189,10 @@ def _simulator(plan: Plan, url: str, folder: Path) -> list[str]:
         "ttft-ms": str(plan.ttft_ms),
         "ttft-jitter-ms": "0",
         "events-per-s": str(plan.events_per_s),
-        "answer-events-min": str(ANSWER_EVENTS),
+        "feedback-events-min": str(plan.answer_events),
+        "stamp": "true",
     }
-    command = [sys.executable, "-m", "coach.simulator", "--stamp"]
+    command = [sys.executable, "-m", "coach.simulator"]
     return command + [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
@@ -226,7 +228,7 @@ base_url = "{provider_url}"
 model = "sim-1"
 api_key = "bench"
 ca_file = "{ca}"
-feedback_output_tokens_max = {ANSWER_EVENTS * 16}
+feedback_output_tokens_max = {plan.answer_events * 16}
 """
 
 
