@@ -93,6 +93,10 @@ class Blocking:
     def close(self) -> None:
         """Close idle connections, and those lent as they come back."""
         self._closed = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Close idle connections."""
         while self._idle:
             self._idle.pop().abort()
 

@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, final
 
+from .cluster import Cluster
 from .commands import Commands, normal, shape
 from .pipeline import Pipeline
+from .sentinel import MasterDialer
 from .server import RedisStatistics, Server, Transport
 from .service import running
-from .url import parse_url
+from .url import parse_cluster_url, parse_sentinel_url, parse_url
 from .wire import Limits, open_wire
 
 
@@ -29,7 +31,7 @@ async def open_redis(
     shield still reaches Redis, and ends with the body.
 
     Args:
-      url: `redis://`, `rediss://` or `unix://`.
+      url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`.
       wait_s: how long a command may wait for a connection before `NotSent`.
       name: what CLIENT LIST shows.
 
@@ -37,10 +39,20 @@ async def open_redis(
       ConfigurationError: the URL means nothing.
       whatever the body raised, as it is: never inside an exception group of this block's making.
     """
-    target, limits = parse_url(url), Limits(wait_s=wait_s)
-    server = Server(partial(open_wire, target, name=name, limits=limits), limits)
-    async with running(server.run):
-        yield Redis(server)
+    transport = _transport(url, name, Limits(wait_s=wait_s))
+    async with running(transport.run):
+        yield Redis(transport)
+
+
+def _transport(url: str, name: str | None, limits: Limits) -> Transport:
+    scheme = url.partition("://")[0]
+    if scheme == "redis+cluster":
+        return Cluster(parse_cluster_url(url), name=name, limits=limits)
+    if scheme == "redis+sentinel":
+        dialer = MasterDialer(parse_sentinel_url(url), name=name, limits=limits)
+        return Server(dialer.dial, limits, follows_master=True)
+    dial = partial(open_wire, parse_url(url), name=name, limits=limits)
+    return Server(dial, limits)
 
 
 @final

@@ -13,6 +13,7 @@ cost a few connections, not a thousand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import trio
@@ -24,7 +25,6 @@ from .wire import Command
 NAMES: Final = frozenset(["WAIT", "WAITAOF"])
 REQUESTS_MAX: Final = 4
 """Under way at a time; a caller waits at most 1 + 1/4 times what one takes."""
-_MARKER: Final[Command] = ("SET", "sync", "", "PX", 1_000)
 
 
 @final
@@ -43,8 +43,9 @@ class _Group:
 class Durable:
     """Answers WAIT and WAITAOF while `run` runs."""
 
-    def __init__(self, blocking: Blocking) -> None:
+    def __init__(self, blocking: Blocking, marker: Callable[[], str]) -> None:
         self._blocking = blocking
+        self._marker = marker
         self._open_groups: dict[Command, _Group] = {}
         """Not sent yet, so that more callers may join."""
         self._closed = False
@@ -87,8 +88,9 @@ class Durable:
     async def _send_groups(self) -> None:
         async for command in self._announced:
             group = self._open_groups.pop(command)
+            mark = ("SET", self._marker(), "", "PX", 1_000)
             try:
-                marked, group.reply = await self._blocking.request([_MARKER, command])
+                marked, group.reply = await self._blocking.request([mark, command])
                 if isinstance(marked, Exception):
                     group.reply = marked
             except RedisConnectionError as error:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import attrs
 import trio
+from redis.exceptions import ReadOnlyError
 
 from .blocking import Blocking, is_blocking
 from .durable import NAMES as DURABLE
 from .durable import Durable
+from .errors import NotSent
 from .link import Link
 from .wire import Command, Limits, Wire, pack
+
+MARKER: Final = "sync"
+"""The key that WAITAOF writes, for a second."""
 
 
 @attrs.frozen(kw_only=True)
 class RedisStatistics:
-    """What a client is doing, for metrics and tests."""
+    """What a client is doing, for metrics and tests; of a cluster the sum of its nodes."""
 
     connected: bool
+    """Of a cluster: to every node that is known."""
     connections_count: int
     """Multiplexed connections opened so far; all but the first are reconnections."""
     unsent_count: int
@@ -56,21 +62,40 @@ class Transport(Protocol):
 
 @final
 class Server:
-    """The transport to one server, whichever `dial` finds."""
+    """The transport to one server, whichever `dial` finds.
 
-    def __init__(self, dial: Callable[[], Awaitable[Wire]], limits: Limits) -> None:
+    Args:
+      dial: opens a connection.
+      limits: bounds on waiting and memory.
+      follows_master: a server that has become a replica is the wrong one: dial again.
+      marker: names a key that this server may write, for WAITAOF.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[Wire]],
+        limits: Limits,
+        *,
+        follows_master: bool = False,
+        marker: Callable[[], str] = lambda: MARKER,
+    ) -> None:
         self._link = Link(dial, limits)
         self._blocking = Blocking(dial, self._link, limits)
-        self._durable = Durable(self._blocking)
+        self._durable = Durable(self._blocking, marker)
+        self._follows_master = follows_master
 
     async def request(self, command: Command) -> Any:
         """See `Transport`."""
         if command[0] in DURABLE:
-            return await self._durable.request(command)
-        if is_blocking(command):
+            reply = await self._durable.request(command)
+        elif is_blocking(command):
             (reply,) = await self._blocking.request([command])
         else:
             (reply,) = await self._link.request(pack(command))
+        if self._follows_master and isinstance(reply, ReadOnlyError):
+            self._link.reconnect()
+            self._blocking.drop_idle()
+            raise NotSent("the server is no master any more") from reply
         return reply
 
     async def request_batch(self, commands: Sequence[Command], transaction: bool) -> list[Any]:

@@ -3,8 +3,11 @@
     redis://[[user]:password@]host[:port][/db]
     rediss://…             the same over TLS; `?ssl_ca_certs=FILE` trusts that authority only
     unix://[[user]:password@]/path/to.sock[?db=N]
+    redis+sentinel://[[user]:password@]host[:port],host[:port],…/service[/db]
+    redis+cluster://[[user]:password@]host[:port],host[:port],…
 
-As redis-py reads them (https://redis.readthedocs.io/en/stable/connections.html).
+The first three as redis-py reads them (https://redis.readthedocs.io/en/stable/connections.html).
+User and password are those of the Redis servers.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import attrs
 from ..errors import ConfigurationError
 
 PORT: Final = 6379
+SENTINEL_PORT: Final = 26379
 
 
 @attrs.frozen(kw_only=True)
@@ -48,11 +52,14 @@ def parse_url(url: str) -> Target:
     try:
         parts = urlsplit(url)
         port = parts.port or PORT
-    except ValueError as error:
-        raise ConfigurationError(f"redis.url: {error}") from None
+    except ValueError:
+        raise ConfigurationError(
+            "redis.url: the port is no number up to 65535 (in a password / ? # @ need %-escapes)"
+        ) from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ConfigurationError(
-            f"redis.url: {parts.scheme or 'no scheme'}: expected redis://, rediss:// or unix://"
+            f"redis.url: {parts.scheme or 'no scheme'}: expected redis://, rediss://, unix://, "
+            "redis+sentinel:// or redis+cluster://"
         )
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     is_unix = parts.scheme == "unix"
@@ -73,6 +80,67 @@ def parse_url(url: str) -> Target:
         password=unquote(parts.password) if parts.password else None,
         tls=tls,
     )
+
+
+@attrs.frozen(kw_only=True)
+class SentinelTarget:
+    """A service whose master the sentinels know."""
+
+    sentinels: tuple[Target, ...]
+    service: str
+    server: Target
+    """How to greet the master; its host and port are the sentinels' to say."""
+
+
+def parse_sentinel_url(url: str) -> SentinelTarget:
+    """Read a `redis+sentinel://` URL.
+
+    Raises:
+      ConfigurationError: as `parse_url`.
+    """
+    hosts, path = _hosts(url, SENTINEL_PORT)
+    service, _, db = path.partition("/")
+    if not service:
+        raise ConfigurationError("redis.url: redis+sentinel://hosts/service: no service is named")
+    if db and not db.isdecimal():
+        raise ConfigurationError(f"redis.url: {db!r} is no database number")
+    return SentinelTarget(
+        sentinels=tuple(attrs.evolve(host, username=None, password=None) for host in hosts),
+        service=unquote(service),
+        server=attrs.evolve(hosts[0], db=int(db or 0)),
+    )
+
+
+def parse_cluster_url(url: str) -> tuple[Target, ...]:
+    """Read a `redis+cluster://` URL: nodes to ask for the others.
+
+    Raises:
+      ConfigurationError: as `parse_url`.
+    """
+    hosts, path = _hosts(url, PORT)
+    if path not in ("", "0"):
+        raise ConfigurationError("redis.url: a cluster has database 0 only")
+    return hosts
+
+
+def _hosts(url: str, port: int) -> tuple[tuple[Target, ...], str]:
+    """The servers of a URL that names several, and its path."""
+    parts = urlsplit(url)
+    if parts.query:
+        raise ConfigurationError(f"redis.url: {parts.scheme}:// takes no parameters")
+    account, _, hosts = parts.netloc.rpartition("@")
+    account += "@" if account else ""
+    return (
+        tuple(
+            parse_url(f"redis://{account}{host if _has_port(host) else f'{host}:{port}'}")
+            for host in hosts.split(",")
+        ),
+        parts.path.strip("/"),
+    )
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]
 
 
 def _tls(ca_file: str | None) -> ssl.SSLContext:

@@ -179,7 +179,8 @@ async def open_wire(
     except OSError as error:
         raise RedisConnectionError(f"{target}: {error.strerror or error}") from error
     except (trio.BrokenResourceError, hiredis.ProtocolError) as error:
-        raise RedisConnectionError(f"{target}: {error}") from error
+        # A stream's error says what happened in its cause: a certificate that is not trusted, say.
+        raise RedisConnectionError(f"{target}: {error.__cause__ or error}") from error
     return wire
 
 

@@ -8,6 +8,7 @@ cleaning up.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ async def own(data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    # A shell that starts the tests in the background has SIGINT ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         trio.run(own, Path(sys.argv[1]))
     except* KeyboardInterrupt:

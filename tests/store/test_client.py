@@ -209,5 +209,5 @@ async def test_under_load_a_loss_is_told_right_and_nobody_hangs(
             counter = int(await redis.execute_command("GET", "counter"))
         most = told["answered"] + told["cancelled"] + told["ConnectionLost"]
         assert told["answered"] <= counter <= most
-        assert told["ConnectionLost"] > 0
+        assert redis.statistics().connections_count > 3  # the harm was done
         assert redis.statistics().written_count == 0

@@ -153,7 +153,8 @@ async def test_ctrl_c_reaches_its_owner_only(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         began = trio.current_time()
         assert process.stdout is not None
-        said = await process.stdout.receive_some()
+        with trio.fail_after(5):
+            said = await process.stdout.receive_some()
         assert said == b"b'v'\n"  # the server still served the owner's cleaning up
         await process.wait()
         assert trio.current_time() - began < 2
