@@ -23,6 +23,8 @@ from .quota import Amounts, Outlook, Told
 from .scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued
 
 LOOKS_PER_LEASE: Final = 3
+PLACES_S: Final = 0.25
+"""Between two looks at all places, which cost Redis about 0.5 µs for everyone in line."""
 
 
 @final
@@ -124,23 +126,27 @@ class Line:
 
     async def _run(self) -> None:
         answered_s = trio.current_time()
+        placed_s = -math.inf  # when the tickets last learnt their places
         try:
             while self._waiting:
-                left_s = answered_s + self._wait_s - trio.current_time()
+                asked_s = trio.current_time()
+                is_full = asked_s - placed_s >= PLACES_S
                 try:
-                    with trio.fail_after(max(0.0, left_s)):
-                        passed = await self._look()
+                    with trio.fail_after(max(0.0, answered_s + self._wait_s - asked_s)):
+                        passed = await self._look(is_full=is_full)
                 except trio.TooSlowError:
                     self._refuse_all()
                 except RedisError:
+                    placed_s = -math.inf  # what was admitted may have been lost with the reply
                     await trio.sleep(RETRY_S)
                 else:
                     answered_s = trio.current_time()
+                    placed_s = asked_s if is_full else placed_s
                     await self._sleep(passed)
         finally:
             self._is_running = False
 
-    async def _look(self) -> Passed:
+    async def _look(self, *, is_full: bool) -> Passed:
         """Look at the line and tell the tickets.
 
         A ticket that is neither admitted nor in line fell out of it: the worker was silent for
@@ -148,19 +154,20 @@ class Line:
         """
         in_line = dict(self._waiting)
         self.looks_count += 1
-        passed = await self._scripts.look(self._worker)
+        passed = await self._scripts.look(self._worker, is_full=is_full)
         for name in passed.admitted:
             ticket = in_line.pop(name, None)
             if ticket is not None and self._waiting.pop(name, None) is not None:
                 ticket.admit(passed.spent)
-        for name, ticket in in_line.items():
-            if name not in self._waiting:
-                continue  # its owner gave up meanwhile
-            position = passed.positions.get(name)
-            if position is None:
-                await self._find_back(ticket)
-            else:
-                ticket.tell(position, passed.outlook)
+        if passed.positions is not None:
+            for name, ticket in in_line.items():
+                if name not in self._waiting:
+                    continue  # its owner gave up meanwhile
+                position = passed.positions.get(name)
+                if position is None:
+                    await self._find_back(ticket)
+                else:
+                    ticket.tell(position, passed.outlook)
         return passed
 
     async def _find_back(self, ticket: Ticket) -> None:

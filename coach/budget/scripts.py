@@ -173,7 +173,8 @@ class Passed:
     wake_id: str
     spent: Amounts
     admitted: tuple[str, ...]
-    positions: dict[str, int]
+    positions: dict[str, int] | None
+    """Where this worker's other tickets stand; None: not asked for."""
 
 
 @attrs.frozen
@@ -233,9 +234,9 @@ class EndpointScripts:
                 return Full(length, _outlook(wait_ms, each_ms))
         raise RedisError(f"budget_admit: {reply!r}")
 
-    async def look(self, worker: str) -> Passed:
+    async def look(self, worker: str, *, is_full: bool) -> Passed:
         """See budget_pass.lua."""
-        reply = await self._run("pass", worker)
+        reply = await self._run("pass", worker, int(is_full))
         wait_ms, each_ms, is_mine, wake_id, spent, admitted, waiting, positions = reply
         return Passed(
             outlook=_outlook(wait_ms, each_ms),
@@ -243,10 +244,9 @@ class EndpointScripts:
             wake_id=wake_id.decode(),
             spent=_amounts(spent),
             admitted=tuple(ticket.decode() for ticket in admitted),
-            positions={
-                ticket.decode(): position
-                for ticket, position in zip(waiting, positions, strict=True)
-            },
+            positions=(
+                dict(zip(map(bytes.decode, waiting), positions, strict=True)) if is_full else None
+            ),
         )
 
     async def settle(self, ticket: str, used: Amounts) -> None:

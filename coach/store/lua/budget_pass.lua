@@ -3,6 +3,7 @@ budget_pass.lua: a worker with tickets in line shows that it lives, admits those
 may go now, and learns where the others stand. Behind budget_line.lua, which has KEYS and ARGV[1..3].
 
 ARGV[4]  worker
+ARGV[5]  is_full  1: say also where the others stand; 0: only who may go
 
 Returns  {wait_ms, each_ms, is_mine, wake_id, sum, admitted, waiting, positions}
          wait_ms    until the head of the line may go; -1: when something is given back
@@ -11,14 +12,15 @@ Returns  {wait_ms, each_ms, is_mine, wake_id, sum, admitted, waiting, positions}
          wake_id    last entry of the wake stream, to read on from
          sum        the window as it is now, "a b c d"
          admitted   this worker's tickets that may go, in order
-         waiting, positions  this worker's tickets still in line, and their places from 1
+         waiting, positions  this worker's tickets still in line, and their places from 1; empty
+                    unless is_full
 Errors   COACH_BADARG <name>. Nothing has been written.
 
 In order: a head that cannot go, or is another worker's, holds up all behind it. The owner of a head
 that comes up is woken through the stream, so that a worker admits only its own.
-Cost     O(length of the line)
+Cost     O(admissions); O(length of the line) when is_full
 ]]
-local worker = ARGV[4]
+local worker, is_full = ARGV[4], ARGV[5] == "1"
 if worker == nil or worker == "" then
   return redis.error_reply("COACH_BADARG worker")
 end
@@ -59,14 +61,16 @@ if #admitted > 0 then
 end
 
 local waiting, positions = {}, {}
-for at, ticket in ipairs(redis.call("ZRANGE", line_key, 0, -1)) do
-  if owner_of(ticket) == worker then
-    waiting[#waiting + 1] = ticket
-    positions[#positions + 1] = at
+if is_full then
+  for at, ticket in ipairs(redis.call("ZRANGE", line_key, 0, -1)) do
+    if owner_of(ticket) == worker then
+      waiting[#waiting + 1] = ticket
+      positions[#positions + 1] = at
+    end
   end
-end
-if #waiting == 0 then
-  redis.call("ZREM", leases_key, "w:" .. worker)
+  if #waiting == 0 then
+    redis.call("ZREM", leases_key, "w:" .. worker)
+  end
 end
 finish(worker)
 local last = redis.call("XREVRANGE", wake_key, "+", "-", "COUNT", 1)[1]

@@ -1,0 +1,344 @@
+"""User and org limits, on a Valkey of their own: exact under concurrency, cancellation and failure."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from coach import config
+from coach.budget import UserLimits, scripts, user_limits
+from coach.errors import Overloaded, RateLimited
+from coach.store import Redis, open_embedded, open_redis
+from tests.support.valkey import open_test_redis
+
+from .support import CancelAtStep, Clock, Window, read_window, use_clock
+
+pytestmark = pytest.mark.real_time
+
+USER, ORG = "limit:{school}:user:ana", "limit:{school}:org"
+NOBODY: dict[str, Any] = {"user": "ana", "org": "school"}
+
+
+def limits(redis: Redis, **settings: Any) -> UserLimits:
+    return user_limits(redis, config.Limits(**settings))
+
+
+async def windows(redis: Redis) -> tuple[Window, Window]:
+    return await read_window(redis, USER, 2), await read_window(redis, ORG, 2)
+
+
+async def assert_used(redis: Redis, requests: int, tokens: int) -> None:
+    for window in await windows(redis):
+        assert window.sum == window.in_buckets == (requests, tokens)
+
+
+async def test_of_200_at_once_exactly_those_that_fit_get_through(tmp_path: Path) -> None:
+    """No request slips in between the check and the reservation; the rest are told when."""
+    admitted, refused = [], []
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis, user_requests_per_minute=1000, user_tokens_per_minute=1_799)
+
+        async def one(number: int) -> None:
+            try:
+                async with users.reserve(**NOBODY, tokens=50) as reservation:
+                    admitted.append(number)
+                    await trio.sleep(0.1)
+                    reservation.settle(50)
+            except RateLimited as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(one, number)
+        assert len(admitted) == 35
+        assert len(refused) == 165
+        assert all(0 < (error.retry_after_s or 0) <= 60 for error in refused)
+        await assert_used(redis, 35, 1_750)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_cancelled_at_any_checkpoint_as_if_it_had_not_been_or_settled(
+    tmp_path: Path, *, known: bool
+) -> None:
+    """Cancelled at its k-th step, for every k, a reservation leaves what was settled, or nothing.
+
+    Also where the server does not know the scripts, and each takes two round trips.
+    """
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis)
+        outcomes = set()
+        step, expected = 0, 0
+        fired = True
+        while fired:
+            if known:
+                async with users.reserve(**NOBODY, tokens=1):
+                    pass
+            else:
+                await redis.script_flush()
+            step += 1
+            cancel, settled = CancelAtStep(step), False
+            with cancel.armed():
+                async with users.reserve(**NOBODY, tokens=100) as reservation:
+                    await trio.lowlevel.checkpoint()
+                    reservation.settle(7)
+                    settled = True
+                    await trio.lowlevel.checkpoint()
+            fired = cancel.fired
+            expected += settled
+            outcomes.add((settled, cancel.scope.cancelled_caught))
+            await assert_used(redis, expected, 7 * expected)
+        assert step == (5 if known else 7)
+        assert outcomes == {(False, True), (True, True), (True, False)}
+
+
+async def test_reservation_whose_reply_was_abandoned_is_undone(tmp_path: Path) -> None:
+    """The script runs on the server after its caller has gone; the refund by name follows it."""
+    async with open_test_redis(tmp_path) as redis, trio.open_nursery() as nursery:
+        users = limits(redis)
+        async with users.reserve(user="warm", org="up", tokens=1):
+            pass  # the server knows the scripts
+        entered = False
+
+        async def reserve() -> None:
+            nonlocal entered
+            async with users.reserve(**NOBODY, tokens=100):
+                entered = True
+
+        await redis.execute_command("CLIENT PAUSE", 200, "WRITE")
+        nursery.start_soon(reserve)
+        await trio.sleep(0.05)
+        assert redis.statistics().written_count == 1
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.01)
+            while redis.statistics().written_count:
+                await trio.sleep(0.01)
+            assert not entered
+            await assert_used(redis, 0, 0)
+
+
+async def test_reservation_that_comes_after_its_refund_does_not_revive(tmp_path: Path) -> None:
+    """Over a new connection the two may change places: the name has ended, nothing is reserved."""
+    async with open_test_redis(tmp_path) as redis:
+        keys = (USER, ORG, "limit:{school}:hold:x")
+        await scripts.limit_settle(redis, keys, requests=0, tokens=0, hold_s=61)
+        late = scripts.assembled("limit_reserve")
+        assert await late(redis, keys, (5, "9 9 9 9", 61)) == [b"ended"]
+        assert not await redis.exists(USER, ORG)
+
+
+async def test_repeating_a_script_changes_nothing(tmp_path: Path) -> None:
+    """After a lost connection both may be run again."""
+    async with open_test_redis(tmp_path) as redis:
+        keys = (USER, ORG, "limit:{school}:hold:x")
+        for _ in range(3):
+            over = await scripts.limit_reserve(
+                redis, keys, tokens=5, limits=(9, 9, 9, 9), hold_s=61
+            )
+            assert over is None
+            await assert_used(redis, 1, 5)
+        for _ in range(3):
+            await scripts.limit_settle(redis, keys, requests=1, tokens=3, hold_s=61)
+            await assert_used(redis, 1, 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_random_ends_leave_windows_equal_to_the_real_use(tmp_path: Path, seed: int) -> None:
+    """Done, failed, cancelled, never sent: sum and buckets hold what was really used."""
+    rng = random.Random(seed)
+    used: list[int] = []
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis, user_requests_per_minute=1000, user_tokens_per_minute=20_000)
+
+        async def one(end: str, tokens: int, use: int, after_s: float) -> None:
+            with trio.CancelScope() as scope:
+                try:
+                    async with users.reserve(**NOBODY, tokens=tokens) as reservation:
+                        if end in ("done", "failed", "cancelled"):
+                            reservation.settle(use)
+                            used.append(use)
+                        if end.startswith("cancelled"):
+                            scope.cancel()
+                        await trio.sleep(after_s)
+                        if end == "failed":
+                            raise ZeroDivisionError
+                except (RateLimited, ZeroDivisionError):
+                    pass
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(150):
+                end = rng.choice(["done", "failed", "cancelled", "cancelled unsent", "unsent"])
+                tokens = rng.randrange(500)
+                nursery.start_soon(
+                    one, end, tokens, rng.randrange(tokens + 50), rng.uniform(0, 0.1)
+                )
+                await trio.sleep(rng.choice([0, 0, 0.005]))
+        await assert_used(redis, len(used), sum(used))
+
+
+@attrs.define
+class Model:
+    """What the windows must hold: each use with its second, counted for 60 seconds."""
+
+    uses: list[tuple[int, int]] = attrs.field(factory=list)
+
+    def counted(self, now_s: int) -> tuple[int, int]:
+        tokens = [tokens for second, tokens in self.uses if now_s - second < 60]
+        return len(tokens), sum(tokens)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_windows_follow_the_rule_through_minutes(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reserving, settling and time in any order: as the model; the promised time is exact."""
+    rng = random.Random(seed)
+    use_clock(monkeypatch)
+    limit = (12, 1_000)
+    model, held = Model(), []
+    async with open_test_redis(tmp_path) as redis:
+        clock = Clock(redis)
+        await clock.set(clock.now_ms)
+        for number in range(300):
+            now_s = clock.now_ms // 1000
+            keys = (USER, ORG, f"limit:{{school}}:hold:{number}")
+            reserve = partial(
+                scripts.limit_reserve, redis, limits=(*limit, 10**6, 10**6), hold_s=120
+            )
+            tokens = rng.choice([0, 10, 100, 400, 1_000])
+            over = await reserve(keys, tokens=tokens)
+            requests_now, tokens_now = model.counted(now_s)
+            fits = requests_now + 1 <= limit[0] and tokens_now + tokens <= limit[1]
+            assert (over is None) == fits
+            if over is None:
+                model.uses.append((now_s, tokens))
+                held.append((number, len(model.uses) - 1))
+            else:
+                assert over.retry_s is not None
+                earlier = (clock.now_ms + round(over.retry_s * 1000) - 1) // 1000
+                counted = model.counted(earlier)
+                assert counted[0] + 1 > limit[0] or counted[1] + tokens > limit[1]
+                counted = model.counted(earlier + 1)
+                assert counted[0] + 1 <= limit[0]
+                assert counted[1] + tokens <= limit[1]
+            if held and rng.random() < 0.5:
+                settled, at = held.pop(rng.randrange(len(held)))
+                used = rng.randrange(300)
+                hold = f"limit:{{school}}:hold:{settled}"
+                await scripts.limit_settle(
+                    redis, (USER, ORG, hold), requests=1, tokens=used, hold_s=120
+                )
+                if now_s - model.uses[at][0] < 60:
+                    model.uses[at] = (model.uses[at][0], used)
+            await clock.advance(rng.choice([0, 0.3, 1, 2.5, 20, 61, 130]) * rng.random())
+        await clock.advance(60)
+        assert await reserve((USER, ORG, "limit:{school}:hold:last"), tokens=0) is None
+        await assert_used(redis, 1, 0)
+
+
+async def test_clock_set_back_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failover to a server whose clock lags, what is spent still slides out."""
+    use_clock(monkeypatch)
+    async with open_test_redis(tmp_path) as redis:
+        clock = Clock(redis)
+        users = limits(redis)
+        for step_s in (0, -3600, 3599, 1):
+            await clock.advance(step_s)
+            async with users.reserve(**NOBODY, tokens=5) as reservation:
+                reservation.settle(5)
+        await clock.advance(60)
+        async with users.reserve(**NOBODY, tokens=9) as reservation:
+            reservation.settle(9)
+        await assert_used(redis, 1, 9)
+
+
+async def test_more_than_the_whole_limit_is_refused_for_good(tmp_path: Path) -> None:
+    """Waiting would not help: no retry_after_s, and the message says how much there is."""
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis, user_tokens_per_minute=100)
+        with pytest.raises(RateLimited, match="101 tokens; your whole limit is 100") as caught:
+            async with users.reserve(**NOBODY, tokens=101):
+                pass
+        assert caught.value.retry_after_s is None
+        async with users.reserve(**NOBODY, tokens=100):
+            pass
+
+
+async def test_what_the_org_refuses_the_user_keeps(tmp_path: Path) -> None:
+    """Both windows or neither; the message names the limit that was reached."""
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis, org_tokens_per_minute=150)
+        async with users.reserve(**NOBODY, tokens=100) as reservation:
+            reservation.settle(100)
+            with pytest.raises(RateLimited, match="your organisation's limit of 150 tokens") as e:
+                async with users.reserve(user="bob", org="school", tokens=100):
+                    pass
+            assert e.value.retry_after_s is not None
+            assert not await redis.exists("limit:{school}:user:bob")
+            async with users.reserve(user="bob", org="other", tokens=100):
+                pass
+
+
+async def test_every_key_ends_by_itself_and_shares_the_orgs_slot(tmp_path: Path) -> None:
+    """Names with braces, colons or nothing ordinary in them cannot reach others' keys."""
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis)
+        names = [("a", "b"), ("a}:user:b", "{b}"), ("ü :*", "x:org"), ("org", "hold:1")]
+        for org, user in names:
+            async with users.reserve(user=user, org=org, tokens=1) as reservation:
+                reservation.settle(1)
+        keys = [key.decode() for key in await redis.keys("*")]
+        assert len(keys) == 3 * len(names)
+        assert len({key.split("}")[0] for key in keys}) == len(names)
+        assert all([0 < await redis.ttl(key) <= 120 for key in keys])
+
+
+async def test_without_redis_nobody_gets_through(tmp_path: Path) -> None:
+    """Overloaded within wait_s and a last try; and the body did not run."""
+    async with open_redis(f"unix://{tmp_path}/nobody.sock", wait_s=30) as redis:
+        started_s = trio.current_time()
+        with pytest.raises(Overloaded) as caught:
+            async with limits(redis, wait_s=0.3).reserve(**NOBODY, tokens=1):
+                pytest.fail("admitted without Redis")
+        assert caught.value.retry_after_s
+        assert 0.3 <= trio.current_time() - started_s < 1.0
+
+
+async def test_server_that_restarts_is_waited_for(tmp_path: Path) -> None:
+    """A turn that starts while Redis is away goes on when it comes back in time."""
+    url = f"unix://{tmp_path}/data/valkey.sock"
+    async with open_redis(url) as redis, trio.open_nursery() as nursery:
+        users = limits(redis, wait_s=20)
+        done = trio.Event()
+
+        async def turn() -> None:
+            async with users.reserve(**NOBODY, tokens=10) as reservation:
+                reservation.settle(4)
+            done.set()
+
+        nursery.start_soon(turn)
+        await trio.sleep(0.2)
+        assert not done.is_set()
+        async with open_embedded(tmp_path / "data", appendonly=False):
+            await done.wait()
+            await assert_used(redis, 1, 4)
+
+
+async def test_uncontended_turn_takes_two_scripts(tmp_path: Path) -> None:
+    """One to reserve, one to settle."""
+    async with open_test_redis(tmp_path) as redis:
+        users = limits(redis)
+        for _ in range(2):
+            await redis.execute_command("CONFIG RESETSTAT")
+            async with users.reserve(**NOBODY, tokens=10) as reservation:
+                reservation.settle(4)
+        stats = await redis.info("commandstats")
+        assert stats["cmdstat_evalsha"]["calls"] == 2
