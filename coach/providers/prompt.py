@@ -74,7 +74,7 @@ def feedback_prompt(
       output_tokens_max: ceiling of the answer.
     """
     messages = []
-    given = [(asked, answer) for asked, answer in history if answer]
+    given = [(asked, answer) for asked, answer in history if answer.strip()]
     for index, (asked, answer) in enumerate(given):
         messages.append(Message("user", (Block(_question(asked)),)))
         is_last = index == len(given) - 1
