@@ -10,7 +10,8 @@ parsed here: that costs a tenth of what `h2` would. So that both agree:
 
 Inbound windows. A byte of DATA, padding included and whoever it was for, is owed to the connection
 as soon as it has come, and to its stream as soon as its receiver has it. What is owed is given back
-in steps of CREDIT_STEP: window + owed is always CONNECTION_WINDOW, or STREAM_WINDOW.
+in steps of CREDIT_STEP: window + owed is always CONNECTION_WINDOW, or (with what the receiver
+holds) STREAM_WINDOW.
 
 Memory: the unfinished frame (16 KiB), `h2`'s tables, and the request bodies still to be sent. A
 receiver that keeps its bytes bounds them by `hold`: STREAM_WINDOW at most.
@@ -52,7 +53,10 @@ _STREAM_ID_MAX: Final = 2**31 - 1
 _HEAD: Final = struct.Struct(">HBBBL")  # length (24 bits), type, flags, stream
 _HEAD_BYTES: Final = 9
 _DATA, _HEADERS, _SETTINGS, _PUSH_PROMISE, _GOAWAY, _CONTINUATION = 0x0, 0x1, 0x4, 0x5, 0x7, 0x9
-_END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
+_WINDOW_UPDATE: Final = 0x8
+_GOAWAY_BYTES_MIN: Final = 8
+_LENGTH_DIGITS_MAX: Final = 18
 
 
 class ConnectionFailed(Exception):
@@ -79,6 +83,7 @@ class Http2Stream:
 
     __slots__ = (
         "awaited",
+        "bodiless",
         "body",
         "handler",
         "hold",
@@ -88,19 +93,24 @@ class Http2Stream:
         "received",
         "responded",
         "sent",
+        "window",
     )
 
-    def __init__(self, stream_id: int, handler: Handler, body: bytes) -> None:
+    def __init__(
+        self, stream_id: int, handler: Handler, body: bytes, *, hold: bool, bodiless: bool
+    ) -> None:
         self.id = stream_id
         self.handler = handler
         self.body = body
         self.sent = 0  # of the body
+        self.bodiless = bodiless  # the answer to HEAD: its content-length announces nothing
         self.responded = False  # the head of the response was there
         self.awaited: int | None = None  # the response's content-length
         self.received = 0  # bytes of its body
         self.pending: list[bytes] = []  # came in this wake-up, not yet handed on
         self.owed = 0  # see "Inbound windows"
-        self.hold = False  # the handler says with `consumed` when it is done with bytes
+        self.window = STREAM_WINDOW  # what the peer may send before it gets more credit
+        self.hold = hold  # the handler says with `consumed` when it is done with bytes
 
 
 @final
@@ -164,14 +174,20 @@ class Http2Connection:
         self._h2.initiate_connection()
         self._give_credit(0, CONNECTION_WINDOW - _INITIAL_WINDOW)
 
-    def open(self, headers: Sequence[Header], body: bytes, handler: Handler) -> Http2Stream:
+    def open(
+        self, headers: Sequence[Header], body: bytes, handler: Handler, *, hold: bool = False
+    ) -> Http2Stream:
         """Send a request, its body as far as the windows allow.
 
         The caller has made sure that `streams_max` is above the number of streams.
         """
         stream_id = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream_id, headers, end_stream=not body)
-        stream = Http2Stream(stream_id, handler, body)
+        # h2 would end the whole connection for one response's odd content-length; as the answer
+        # to HEAD it leaves that header to us
+        self._h2.streams[stream_id].request_method = b"HEAD"
+        bodiless = (b":method", b"HEAD") in headers
+        stream = Http2Stream(stream_id, handler, body, hold=hold, bodiless=bodiless)
         self.streams[stream_id] = stream
         if body:
             self._uploads[stream_id] = stream
@@ -186,8 +202,7 @@ class Http2Connection:
             return
         self._forget(stream)
         if not self.failed:
-            self._h2.reset_stream(stream.id, code)
-            self.resets_sent += 1
+            self._send_reset(stream, code)
 
     def consumed(self, stream: Http2Stream, size: int) -> None:
         """The handler of a stream that has `hold` set is done with so many bytes."""
@@ -196,7 +211,8 @@ class Http2Connection:
 
     def ping(self) -> None:
         """Send PING; its answer needs no attention: any byte that comes shows life."""
-        self._h2.ping(b"coach\0\0\0")
+        if not self.failed:
+            self._h2.ping(b"coach\0\0\0")
 
     def end(self) -> None:
         """Send GOAWAY: whatever is open is given up."""
@@ -208,7 +224,7 @@ class Http2Connection:
         """What is to be sent now: whole frames, in order."""
         data = self._h2.data_to_send()
         if self._output:
-            data += self._output
+            data = bytes(self._output) + data  # see `_give_credit`
             self._output.clear()
         return data
 
@@ -268,19 +284,18 @@ class Http2Connection:
                 continue
             begin, at = at + _HEAD_BYTES, end
             self.owed += length
-            stream = find(stream_id) or self._stream_of_data(stream_id)
+            stream = find(stream_id & _STREAM_ID_MAX)
             if stream is None:
+                self._check_was_open(stream_id & _STREAM_ID_MAX)
                 continue
             if flags & _PADDED:
                 end = self._without_padding(data, begin, end)
                 begin += 1
-            if end > begin and self._take_data(stream, length, end - begin):
+            if length and self._take_data(stream, length, end - begin) and end > begin:
                 if not stream.pending:
                     touched.append(stream)
                 stream.pending.append(data[begin:end])
-            elif length:
-                stream.owed += length
-            if flags & _END_STREAM:
+            if flags & _END_STREAM and stream.id in self.streams:
                 self._h2.streams[stream.id].state_machine.process_input(
                     StreamInputs.RECV_END_STREAM
                 )
@@ -290,11 +305,26 @@ class Http2Connection:
     def _take_data(self, stream: Http2Stream, length: int, size: int) -> bool:
         """Count DATA in; False where it cost its stream the life."""
         stream.received += size
+        stream.window -= length
         stream.owed += length if not stream.hold else length - size
         if not stream.responded:
             self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "DATA before the head of the response")
-            return False
-        return True
+        elif stream.window < 0:
+            self._fail(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than the window")
+        else:
+            return True
+        return False
+
+    def _check_was_open(self, stream_id: int) -> None:
+        """DATA may still come for a stream that was reset here, for an idle one never."""
+        if stream_id % 2 == 0 or stream_id > self._h2.highest_outbound_stream_id:
+            raise self._violated(ErrorCodes.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
+
+    def _without_padding(self, data: bytes, begin: int, end: int) -> int:
+        """Where the data of a padded frame ends; it begins one byte after `begin`."""
+        if begin == end or data[begin] >= end - begin:
+            raise self._violated(ErrorCodes.PROTOCOL_ERROR, "more padding than frame")
+        return end - data[begin]
 
     def _deliver(self, stream: Http2Stream, now: float) -> None:
         pending = stream.pending
@@ -309,3 +339,171 @@ class Http2Connection:
             return
         if stream.owed >= CREDIT_STEP:
             self._settle(stream)
+
+    def _ended(self, stream: Http2Stream, now: float) -> None:
+        """END_STREAM has come."""
+        if stream.pending:
+            self._deliver(stream, now)
+        if stream.id not in self.streams:
+            return  # its handler raised, or reset it
+        if not stream.responded:
+            self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "a response without a head")
+            return
+        if stream.id in self._uploads:  # answered without having heard all of the request
+            self._send_reset(stream, ErrorCodes.CANCEL)
+        short = stream.awaited is not None and stream.awaited != stream.received
+        self._close(
+            stream, _loss(stream, "its length is not its content-length") if short else None
+        )
+
+    # -- control frames ------------------------------------------------------------------------
+
+    def _control(self, kind: int, flags: int, frame: bytes, now: float) -> None:
+        if not self.ready and (kind != _SETTINGS or flags & _ACK):
+            raise self._violated(ErrorCodes.PROTOCOL_ERROR, "SETTINGS must come first")
+        if kind == _GOAWAY and not self._in_headers:
+            self._on_goaway(frame)
+            return
+        if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
+            self._in_headers = not flags & _END_HEADERS
+        try:
+            events = self._h2.receive_data(frame)
+        except ProtocolError as error:
+            self.failed = True  # h2 has written GOAWAY
+            raise ConnectionFailed(str(error)) from error
+        for event in events:
+            act = self._on_event.get(type(event))
+            if act is not None:
+                act(event, now)
+
+    def _on_response(self, event: ResponseReceived, now: float) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is None:
+            return
+        headers: list[Header] = [(bytes(name), bytes(value)) for name, value in event.headers]
+        fields = dict(headers)
+        status, length = fields.get(b":status", b""), fields.get(b"content-length")
+        if not (len(status) == 3 and status.isdigit()):
+            self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "a response without a status")
+            return
+        if length is not None and not stream.bodiless and status not in (b"204", b"304"):
+            if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+                self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "content-length is not a number")
+                return
+            stream.awaited = int(length)
+        stream.responded = True
+        stream.handler.active_at = now
+        try:
+            stream.handler.on_head(
+                int(status), [field for field in headers if not field[0].startswith(b":")]
+            )
+        except Exception as error:
+            self._raised(stream, error)
+
+    def _on_stream_ended(self, event: StreamEnded, now: float) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is not None:
+            self._ended(stream, now)
+
+    def _on_stream_reset(self, event: StreamReset, now: float) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is None:
+            return
+        if stream.pending:
+            self._deliver(stream, now)
+        if stream.id not in self.streams:
+            return
+        if event.error_code == ErrorCodes.REFUSED_STREAM and not stream.responded:
+            self._close(stream, _unprocessed("the provider refused the stream"))
+        else:
+            code = event.error_code
+            name = code.name if isinstance(code, ErrorCodes) else str(code)
+            self._close(stream, _loss(stream, f"the provider reset the stream ({name})"))
+
+    def _on_settings(self, event: RemoteSettingsChanged, now: float) -> None:
+        del event, now
+        self.ready = True
+        self._upload_all()
+
+    def _on_window(self, event: WindowUpdated, now: float) -> None:
+        del event, now
+        self._upload_all()
+
+    def _on_goaway(self, frame: bytes) -> None:
+        """No more streams; those above the last id were not processed, the others go on."""
+        payload = frame[_HEAD_BYTES:]
+        if len(payload) < _GOAWAY_BYTES_MIN:
+            raise self._violated(ErrorCodes.FRAME_SIZE_ERROR, "GOAWAY is too short")
+        last_id = int.from_bytes(payload[:4], "big") & _STREAM_ID_MAX
+        self.draining = True
+        for stream in [each for each in self.streams.values() if each.id > last_id]:
+            self._close(stream, _unprocessed("the provider is closing the connection"))
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _upload_all(self) -> None:
+        for stream in list(self._uploads.values()):
+            self._upload(stream)
+
+    def _upload(self, stream: Http2Stream) -> None:
+        """Send of a body what the windows allow."""
+        h2, body = self._h2, stream.body
+        frame_max = min(h2.max_outbound_frame_size, FRAME_BYTES_MAX)
+        while stream.sent < len(body):
+            size = min(h2.local_flow_control_window(stream.id), frame_max)
+            if size <= 0:
+                return
+            part = body[stream.sent : stream.sent + size]
+            stream.sent += len(part)
+            h2.send_data(stream.id, part, end_stream=stream.sent == len(body))
+        del self._uploads[stream.id]
+        stream.body = b""
+
+    def _settle(self, stream: Http2Stream) -> None:
+        """Give back what is owed to a stream, if it is worth a frame."""
+        if stream.owed >= CREDIT_STEP and stream.id in self.streams and not self.failed:
+            self._give_credit(stream.id, stream.owed)
+            stream.window += stream.owed
+            stream.owed = 0
+
+    def _give_credit(self, stream_id: int, size: int) -> None:
+        """Send WINDOW_UPDATE; after what `h2` has written until now, such as the preface."""
+        self._output += self._h2.data_to_send()
+        self._output += _HEAD.pack(0, 4, _WINDOW_UPDATE, 0, stream_id) + size.to_bytes(4, "big")
+
+    def _raised(self, stream: Http2Stream, error: Exception) -> None:
+        """A handler raised: that costs its own stream alone."""
+        self.reset(stream)
+        stream.handler.on_closed(error)
+
+    def _fail(self, stream: Http2Stream, code: ErrorCodes, reason: str) -> None:
+        """The peer broke the rules of one stream."""
+        self.reset(stream, code)
+        stream.handler.on_closed(_loss(stream, reason))
+
+    def _close(self, stream: Http2Stream, error: Exception | None) -> None:
+        self._forget(stream)
+        stream.handler.on_closed(error)
+
+    def _forget(self, stream: Http2Stream) -> None:
+        del self.streams[stream.id]
+        self._uploads.pop(stream.id, None)
+        stream.pending.clear()
+
+    def _send_reset(self, stream: Http2Stream, code: ErrorCodes) -> None:
+        self._h2.reset_stream(stream.id, code)
+        self.resets_sent += 1
+
+    def _violated(self, code: ErrorCodes, reason: str) -> ConnectionFailed:
+        """End the connection with GOAWAY; the error is for raising."""
+        self.failed = True
+        self._h2.close_connection(code)
+        return ConnectionFailed(reason)
+
+
+def _loss(stream: Http2Stream, reason: str) -> StreamError:
+    return StreamError(reason, kind="cut" if stream.responded else "unreachable")
+
+
+def _unprocessed(reason: str) -> StreamError:
+    return StreamError(reason, kind="unreachable", unprocessed=True)
