@@ -5,7 +5,10 @@ everything that wants a whole response; `open_stream` serves a feedback turn: it
 synchronously, from the connection's reader task, with each piece as it arrives.
 """
 
+from .exchange import ReceiverFailed
+from .pool import Pool, PoolStatistics, open_pool
 from .prompt import feedback_prompt, judge_prompt
+from .provider import Provider, open_provider
 from .records import (
     Block,
     Completion,
@@ -23,11 +26,17 @@ __all__ = [
     "Completion",
     "ErrorKind",
     "Message",
+    "Pool",
+    "PoolStatistics",
     "Prompt",
+    "Provider",
     "ProviderError",
+    "ReceiverFailed",
     "Sink",
     "Usage",
     "estimate_tokens",
     "feedback_prompt",
     "judge_prompt",
+    "open_pool",
+    "open_provider",
 ]

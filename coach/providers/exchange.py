@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import attrs
 
@@ -11,6 +12,17 @@ from ..errors import CoachError, ProviderUnavailable
 
 Header = tuple[bytes, bytes]
 LossKind = Literal["unreachable", "cut", "stalled"]
+
+_METHOD: Final = re.compile(r"[A-Z]+")
+_PATH: Final = re.compile(r"/[\x21-\x7e]*")
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_VALUE: Final = re.compile(
+    rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?"
+)
+OF_CONNECTION: Final = frozenset(
+    [b"host", b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"]
+)
+"""Headers that an HTTP/2 request must not have (RFC 9113 section 8.2.2), or has as `:authority`."""
 
 
 class Origin(NamedTuple):
@@ -28,15 +40,27 @@ class Origin(NamedTuple):
 
 @attrs.frozen(kw_only=True, eq=False)
 class StreamRequest:
-    """An HTTP request whose body is at hand."""
+    """An HTTP request whose body is at hand.
+
+    Raises:
+      ValueError: it cannot be sent as it is. Found out here, it costs no connection.
+    """
 
     origin: Origin
     method: str
     path: str
     """With the query; begins with a slash."""
     headers: Sequence[Header]
-    """Names in lower case, none of the connection's own (`host`, `connection`, …)."""
+    """Names in lower case, none of OF_CONNECTION."""
     body: bytes = b""
+
+    def __attrs_post_init__(self) -> None:
+        """Check every character."""
+        if not _METHOD.fullmatch(self.method) or not _PATH.fullmatch(self.path):
+            raise ValueError(f"{self.method!r} {self.path!r} is not a request")
+        for name, value in self.headers:
+            if not _NAME.fullmatch(name) or name in OF_CONNECTION or not _VALUE.fullmatch(value):
+                raise ValueError(f"the header {name!r} cannot be sent")  # its value may be secret
 
 
 class Receiver(Protocol):

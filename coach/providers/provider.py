@@ -1,0 +1,136 @@
+"""A provider's endpoint as sessions and graders use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, final
+from urllib.parse import urlsplit
+
+import trio
+
+from .. import config
+from ..errors import ConfigurationError
+from . import anthropic
+from .exchange import StreamError, StreamRequest
+from .pool import Pool, origin_of
+from .records import Completion, Prompt, ProviderError, Sink
+
+END_S_MAX: Final = 1.0
+"""For the end of a response whose answer is whole."""
+
+OnHeaders = Callable[[Mapping[str, str]], None]
+
+
+class Provider(Protocol):
+    """One endpoint and one model."""
+
+    @property
+    def name(self) -> str:
+        """As in the settings."""
+
+    @property
+    def model(self) -> str:
+        """The one that is asked for."""
+
+    async def stream(
+        self, prompt: Prompt, sink: Sink, *, on_headers: OnHeaders | None = None
+    ) -> Completion:
+        """Ask; the answer's text goes to the sink as it comes, then all of it is returned.
+
+        Args:
+          prompt: what is asked.
+          sink: called from the reader task of the connection; see `Sink`.
+          on_headers: called from there, too, with the headers of each response, errors included;
+            names in lower case. Must neither block nor raise.
+
+        Raises:
+          ProviderError: there is no whole answer; `kind` says why, `tokens_shown` whether the sink
+            has text that must be taken back.
+          ReceiverFailed: the sink raised.
+
+        Cancellation: the provider's stream is reset before this returns.
+        """
+
+    async def complete(self, prompt: Prompt, *, on_headers: OnHeaders | None = None) -> Completion:
+        """Ask for an answer in one piece; otherwise like `stream`."""
+
+
+def open_provider(settings: config.Provider, pool: Pool) -> Provider:
+    """Make the endpoint that the settings describe; nothing is sent.
+
+    Raises:
+      ConfigurationError: the key or the address cannot stand in a request.
+    """
+    provider = AnthropicProvider(settings, pool)
+    try:
+        provider.check()
+    except ValueError as error:
+        raise ConfigurationError(f"provider {settings.name}: {error}") from error
+    return provider
+
+
+@final
+class AnthropicProvider:
+    """Anthropic's Messages API, or what speaks like it."""
+
+    def __init__(self, settings: config.Provider, pool: Pool) -> None:
+        self.name: Final = settings.name
+        self.model: Final = settings.model
+        self._pool = pool
+        self._settings = settings
+        self._origin = origin_of(settings.base_url)
+        self._path = urlsplit(settings.base_url).path.rstrip("/") + anthropic.PATH
+
+    async def stream(
+        self, prompt: Prompt, sink: Sink, *, on_headers: OnHeaders | None = None
+    ) -> Completion:
+        """See `Provider`."""
+        scope = trio.CancelScope()
+
+        def on_stop() -> None:
+            scope.deadline = trio.current_time() + END_S_MAX
+
+        body = anthropic.request_body(prompt, self.model, stream=True)
+        request = self._request(body, stream=True)
+        answer = anthropic.StreamedAnswer(self.name, on_headers, sink, on_stop)
+        try:
+            async with self._pool.open_stream(request, answer) as stream:
+                with scope:
+                    await stream.wait_end()
+        except StreamError as error:
+            if not answer.stopped:
+                raise self._lost(error, tokens_shown=answer.tokens_shown) from error
+        return answer.completion()
+
+    async def complete(self, prompt: Prompt, *, on_headers: OnHeaders | None = None) -> Completion:
+        """See `Provider`."""
+        body = anthropic.request_body(prompt, self.model, stream=False)
+        request = self._request(body, stream=False)
+        answer = anthropic.WholeAnswer(self.name, on_headers)
+        try:
+            async with self._pool.open_stream(request, answer) as stream:
+                await stream.wait_end()
+        except StreamError as error:
+            raise self._lost(error, tokens_shown=False) from error
+        return answer.completion()
+
+    def check(self) -> None:
+        """Raise ValueError if no request can be made of the settings."""
+        self._request(b"", stream=True)
+
+    def _request(self, body: bytes, *, stream: bool) -> StreamRequest:
+        return StreamRequest(
+            origin=self._origin,
+            method="POST",
+            path=self._path,
+            headers=anthropic.request_headers(self._settings.api_key, stream=stream),
+            body=body,
+        )
+
+    def _lost(self, error: StreamError, *, tokens_shown: bool) -> ProviderError:
+        return ProviderError(
+            f"{self.name}: {error}",
+            kind=error.kind,
+            provider=self.name,
+            tokens_shown=tokens_shown,
+        )
