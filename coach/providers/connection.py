@@ -11,7 +11,6 @@ windows go, and a peer that reads nothing is found out by two unanswered pings.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, Protocol, final
 
 import trio
@@ -61,7 +60,8 @@ class Connection:
         self._scope = trio.CancelScope(shield=True)  # ended by its owner, never from outside
         self._unsent = bytearray()
         self._wake = trio.Event()  # of the writer
-        self._torn = False  # a send was broken off: the wire is of no more use
+        self._writing = trio.CancelScope(shield=True)  # the writer may send what is last
+        self._ended = False  # nothing more will be written
         self._reason = "the connection is closed"
         self._quiet_since = trio.current_time()  # when something last came, or PING was sent
         self._pinged = False  # and nothing has come since
@@ -122,21 +122,18 @@ class Connection:
         """
         self.http2.begin()
         self._flush()
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._read)
-                    nursery.start_soon(self._write)
-                    nursery.start_soon(self._watch, ready_by)
-        finally:
-            self.http2.end()
-            self._flush()
-            self.http2.abandon(self._reason)
-            self._owner.on_lost(self, self._reason)
-            with trio.move_on_after(CLOSE_S_MAX, shield=True):
-                await self._send_last()
-            with trio.CancelScope(shield=True):
-                await self._wire.aclose()
+        with self._writing:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                try:
+                    with self._scope:
+                        async with trio.open_nursery() as readers:
+                            readers.start_soon(self._read)
+                            readers.start_soon(self._watch, ready_by)
+                finally:
+                    self._end()
+        with trio.CancelScope(shield=True):
+            await self._wire.aclose()
 
     # -- the tasks -----------------------------------------------------------------------------
 
@@ -160,14 +157,14 @@ class Connection:
     async def _write(self) -> None:
         try:
             while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
                 while self._unsent:
                     data = bytes(self._unsent)
                     self._unsent.clear()
-                    self._torn = True
                     await self._wire.send(data)
-                    self._torn = False
+                if self._ended:
+                    return
+                await self._wake.wait()
+                self._wake = trio.Event()
         except trio.BrokenResourceError as error:
             self.close(f"the connection was lost: {error}")
 
@@ -235,7 +232,12 @@ class Connection:
             self._unsent += data
             self._wake.set()
 
-    async def _send_last(self) -> None:
-        if self._unsent and not self._torn:
-            with suppress(trio.BrokenResourceError):  # the peer was faster
-                await self._wire.send(bytes(self._unsent))
+    def _end(self) -> None:
+        """Tell the peer, the streams and the owner; then the writer has a moment left."""
+        self.http2.end()
+        self._flush()
+        self.http2.abandon(self._reason)
+        self._owner.on_lost(self, self._reason)
+        self._ended = True
+        self._wake.set()
+        self._writing.deadline = trio.current_time() + CLOSE_S_MAX
