@@ -64,8 +64,13 @@ class EventParser:
 
 def _data_of(block: bytes) -> bytes | None:
     """The data of an event's lines; None where it has none."""
-    at = block.find(b"\ndata: ")
-    if at >= 0 and block.find(b"\n", at + 7) < 0 and not block.startswith(b"data"):
+    at = block.find(b"\ndata")
+    if (
+        at >= 0
+        and block.startswith(b": ", at + 5)
+        and block.find(b"\n", at + 7) < 0
+        and not block.startswith(b"data")
+    ):
         return block[at + 7 :]  # the usual shape: a name, then one line of data
     lines = []
     for line in block.split(b"\n"):
