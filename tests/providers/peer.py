@@ -250,7 +250,6 @@ async def open_pool_to(
 @asynccontextmanager
 async def serve_tls(peer: Peer, context: ssl.SSLContext) -> AsyncIterator[int]:
     """Serve `peer` over TLS on a free port of the loopback interface; yields the port."""
-    context.set_alpn_protocols(["h2"])
 
     async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
         try:

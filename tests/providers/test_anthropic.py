@@ -26,6 +26,7 @@ from coach.providers import (
 )
 from coach.providers.anthropic import request_body
 from coach.providers.records import ErrorKind
+from tests.support.cancels import cancel_at_step
 
 from .peer import Exchange, Peer, Script, open_pool_to
 
@@ -389,3 +390,19 @@ async def test_a_key_that_no_header_can_hold_is_a_mistake_of_configuration() -> 
         with pytest.raises(ConfigurationError, match="provider claude") as caught:
             open_provider(settings, pool)
     assert "secret" not in str(caught.value)
+
+
+async def test_cancelled_at_any_step_nothing_goes_on_at_the_provider() -> None:
+    peer = Peer(streams(START, delta("We"), delta("ll"), end()), connect_s=0.1)
+    whole = False
+    for step in range(1, 100):
+        async with open_pool_to(peer) as pool:
+            with cancel_at_step(step) as scope:
+                await provider(pool).stream(PROMPT, Student())
+            whole = not scope.cancelled_caught
+            assert pool.statistics().streams == pool.statistics().waiting == 0
+        assert peer.streams_open == 0
+        if whole:
+            break
+    assert whole
+    assert set(peer.resets) == {CANCEL}

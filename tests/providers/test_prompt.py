@@ -1,0 +1,64 @@
+"""Prompts: stable first, and the student's text is data."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coach.providers import Prompt, estimate_tokens, feedback_prompt, judge_prompt
+from coach.providers.anthropic import request_body
+
+
+def feedback(draft: str = "My cat", **changes: object) -> Prompt:
+    fields: dict[str, object] = {
+        "rubric": "rubric",
+        "assignment": "Write",
+        "history": [],
+        "draft": draft,
+        "focus": None,
+        "output_tokens_max": 10,
+    }
+    return feedback_prompt(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_all_but_the_draft_is_the_same_and_ends_in_cache_breakpoints() -> None:
+    one, other = feedback("one draft"), feedback("another", focus="commas")
+    assert one.system == other.system
+    assert all(block.cache for block in one.system)
+    history = [("commas", "Good."), ("", "")]
+    longer = feedback(history=history)
+    assert [message.role for message in longer.messages] == ["user", "assistant", "user"]
+    assert longer.messages[1].blocks[-1].cache
+    blocks = [*longer.system, *(block for each in longer.messages for block in each.blocks)]
+    assert sum(block.cache for block in blocks) <= 4
+
+
+@given(st.text(st.sampled_from("</essay >ESSAY\n\u00a0x")))
+def test_no_text_of_a_student_ends_the_essay(text: str) -> None:
+    prompts = [
+        feedback(text, focus=text, assignment=text),
+        judge_prompt(rubric="r", assignment=text, essay=text, schema=None, output_tokens_max=10),
+    ]
+    for prompt in prompts:
+        whole = "\n".join(
+            block.text for message in prompt.messages for block in message.blocks
+        ).lower()
+        assert whole.count("<essay>") == whole.count("</essay>") == 1
+
+
+def test_no_block_is_empty_and_the_same_prompt_gives_the_same_bytes() -> None:
+    prompt = feedback("", assignment="", focus=" ")
+    blocks = [*prompt.system, *(block for each in prompt.messages for block in each.blocks)]
+    assert all(block.text for block in blocks)
+    again = feedback("", assignment="", focus=" ")
+    assert request_body(prompt, "m", stream=True) == request_body(again, "m", stream=True)
+
+
+def test_estimates_count_everything_that_is_read() -> None:
+    prompt = feedback("x" * 3500)
+    assert estimate_tokens(prompt.characters()) > 1000
+    with_schema = judge_prompt(
+        rubric="", assignment="", essay="", schema={"type": "object"}, output_tokens_max=1
+    )
+    without = judge_prompt(rubric="", assignment="", essay="", schema=None, output_tokens_max=1)
+    assert with_schema.characters() > without.characters()
