@@ -17,7 +17,7 @@ from .sse import EventParser, EventTooLong
 
 PATH: Final = "/v1/messages"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Of an answer that is not streamed, and of an error."""
+"""Of a response, streamed or not; with `max_tokens` as it is set, answers are far shorter."""
 RETRY_AFTER_S_MAX: Final = 3_600.0
 _MESSAGE_CHARACTERS_MAX: Final = 300
 _VERSION: Final = b"2023-06-01"
@@ -148,6 +148,7 @@ class Answer:
         self._status = 0
         self._headers: Mapping[str, str] = {}
         self._body = bytearray()  # of an error, or of an answer that is not streamed
+        self._received = 0
 
     def on_head(self, status: int, headers: Sequence[Header]) -> None:
         """The response begins."""
@@ -160,9 +161,8 @@ class Answer:
 
     def on_data(self, data: bytes) -> None:
         """A piece of the body."""
+        self._count(data)
         self._body += data
-        if len(self._body) > BODY_BYTES_MAX:
-            raise self._failed("malformed", f"the answer is longer than {BODY_BYTES_MAX} bytes")
 
     def check_status(self) -> None:
         """The response is whole: an error leaves as ProviderError."""
@@ -179,6 +179,11 @@ class Answer:
             retry_after_s=retry_after_s(self._headers),
             status=self._status,
         )
+
+    def _count(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > BODY_BYTES_MAX:
+            raise self._failed("malformed", f"the answer is longer than {BODY_BYTES_MAX} bytes")
 
     def _failed(self, kind: ErrorKind, reason: str, *, tokens_shown: bool = False) -> ProviderError:
         return ProviderError(
@@ -252,6 +257,7 @@ class StreamedAnswer(Answer):
         texts: list[str] = []
         failure: ProviderError | None = None
         try:
+            self._count(data)
             decode = _event.decode
             for raw in self._parser.feed(data):
                 event = decode(raw)

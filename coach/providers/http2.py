@@ -491,8 +491,11 @@ class Http2Connection:
         stream.pending.clear()
 
     def _send_reset(self, stream: Http2Stream, code: ErrorCodes) -> None:
-        self._h2.reset_stream(stream.id, code)
-        self.resets_sent += 1
+        """Send RST_STREAM, unless the last of the stream has come: its data may just be read."""
+        known = self._h2.streams.get(stream.id)
+        if known is not None and not known.closed:
+            self._h2.reset_stream(stream.id, code)
+            self.resets_sent += 1
 
     def _violated(self, code: ErrorCodes, reason: str) -> ConnectionFailed:
         """End the connection with GOAWAY; the error is for raising."""

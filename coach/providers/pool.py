@@ -244,7 +244,7 @@ async def _stream_request(request: httpx.Request) -> StreamRequest:
     headers = [(name.lower(), value) for name, value in request.headers.raw]
     try:
         return StreamRequest(
-            origin=Origin(request.url.host, request.url.port or 443),
+            origin=Origin(request.url.raw_host.decode("ascii"), request.url.port or 443),
             method=request.method,
             path=request.url.raw_path.decode("ascii"),
             headers=[field for field in headers if field[0] not in OF_CONNECTION],

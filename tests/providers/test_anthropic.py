@@ -261,6 +261,7 @@ async def test_an_odd_retry_after_is_not_believed(after: str, expected: float | 
         ((START, event("error", error={"type": "rate_limit_error"})), "rate_limited", False),
         ((START, event("error", error={"type": "api_error"})), "server_error", False),
         ((START, event("error")), "server_error", False),
+        ((START, delta("We"), PING * 150_000), "malformed", True),
     ],
 )
 async def test_answers_that_are_not_whole(

@@ -277,19 +277,43 @@ def test_data_for_streams_that_were_reset_is_counted_and_dropped() -> None:
 
 
 @pytest.mark.parametrize("where", ["head", "data"])
-def test_a_handler_that_raises_loses_its_own_stream(where: str) -> None:
+@pytest.mark.parametrize("ending", ["later", "with data", "with trailers", "with reset"])
+def test_a_handler_that_raises_loses_its_own_stream(where: str, ending: str) -> None:
+    """However much of the stream has come in the same wake-up."""
     pair = Pair()
     _, broken = pair.ask(raise_at=where)
     _, sound = pair.ask()
     pair.to_server()
     for stream in (1, 3):
         pair.server.send_headers(stream, [(":status", "200")])
-        pair.server.send_data(stream, b"data", end_stream=stream == 3)
+        pair.server.send_data(stream, b"data", end_stream=stream == 3 or ending == "with data")
+    if ending == "with trailers":
+        pair.server.send_headers(1, [("x-trailer", "1")], end_stream=True)
+    elif ending == "with reset":
+        pair.server.reset_stream(1, 2)
     pair.to_client()
     assert isinstance(broken.end, ZeroDivisionError)
+    assert sum(note is None or isinstance(note, Exception) for note in broken.notes) == 1
     assert sound.notes == [(200, []), b"data", None]
-    assert pair.client.resets_sent == 1
+    assert pair.client.resets_sent == (where == "head" or ending == "later")
     assert not pair.client.streams
+    pair.to_server()
+
+
+@given(STEPS, st.sampled_from(["head", "data"]), st.lists(st.integers(0, 5000), max_size=10))
+def test_handlers_that_raise_at_any_point_are_told_once(
+    steps: list[tuple[Any, ...]], where: str, cuts: list[int]
+) -> None:
+    pair = Pair()
+    asked = [pair.ask(raise_at=where if number % 2 else None)[1] for number in range(4)]
+    pair.to_server()
+    play(pair, steps)
+    pair.to_client(cuts)
+    pair.to_server()
+    for notes in asked:
+        ends = [note for note in notes.notes if note is None or isinstance(note, Exception)]
+        assert len(ends) <= 1
+        assert not ends or ends == [notes.end]
 
 
 @pytest.mark.parametrize(
