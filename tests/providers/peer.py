@@ -41,6 +41,8 @@ class Exchange:
         await self._alive()
         fields = [(":status", str(status)), *headers]
         self.connection.h2.send_headers(self.id, fields, end_stream=end)
+        if end:
+            self.connection.exchanges.pop(self.id)
         await self.connection.flush()
 
     async def data(self, data: bytes, *, end: bool = False) -> None:
@@ -55,6 +57,8 @@ class Exchange:
             part, data = data[:size], data[size:]
             last = end and not data
             h2.send_data(self.id, part, end_stream=last)
+            if last:
+                self.connection.exchanges.pop(self.id)
             await self.connection.flush()
             if last:
                 return
@@ -63,6 +67,7 @@ class Exchange:
         """Send RST_STREAM."""
         await self._alive()
         self.connection.h2.reset_stream(self.id, code)
+        self.connection.exchanges.pop(self.id)
         await self.connection.flush()
 
     async def _alive(self) -> None:
@@ -166,8 +171,6 @@ class PeerConnection:
             nursery.start_soon(end_when_gone)
             await self.peer.script(exchange)
             nursery.cancel_scope.cancel()
-        if not exchange.gone.is_set():
-            self.exchanges.pop(exchange.id, None)
 
 
 @attrs.define(eq=False)
