@@ -57,7 +57,7 @@ class Plan:
 def compose(request: Request, fault: FaultName | None) -> Text:
     """Write the answer to a request; the same prompt gets the same answer."""
     if request.schema is None:
-        return _pieces(feedback(request.last_user))
+        return _pieces(feedback(request.last_user, request.system))
     text = grade(request.last_user, request.schema, invent=fault == "invented_evidence")
     return _pieces(text[: len(text) * 2 // 3] if fault == "broken_json" else text)
 

@@ -29,6 +29,7 @@ from .words import (
 CHARACTERS_MAX: Final = 40_000
 """Of an essay; what follows is not measured."""
 QUOTE_WORDS_MAX: Final = 12
+QUOTE_CHARACTERS_MAX: Final = 200
 SHORT_WORDS: Final = 30
 """Below this many words there is a beginning, but no essay yet."""
 LONG_SENTENCE_WORDS: Final = 38
@@ -42,6 +43,8 @@ _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*[\"'”’»)]*")
 _PARAGRAPH = re.compile(r"[^\n]+")
 _QUOTED = re.compile(r"[\"“][^\"”\n]{2,300}[\"”]")
 _NUMBER = re.compile(r"\d+")
+_UNQUOTABLE = re.compile(r"[«»\"“”„‟‹›<>]|[^\S \t\u00a0]")
+_FIRST_WORDS = re.compile(rf"(?:\S+\s+){{0,{QUOTE_WORDS_MAX - 1}}}\S+")
 _TRIPLE = re.compile(r"([^\W\d_])\1\1")
 _VOWEL_SOUND = re.compile(r"[aeiou](?!ne\b|nce\b|ni|se|ur|u)|hour|honest|heir|honou?r")
 
@@ -104,6 +107,11 @@ class Essay:
         """Words of each sentence."""
         return [len(sentence.words) for sentence in self.sentences]
 
+    @property
+    def opening(self) -> str:
+        """Its first words, verbatim, even where none of them is a word; empty for white space."""
+        return self._verbatim(0, len(self.text))
+
     def quote(self, at: int, *, words_max: int = 9) -> str:
         """A verbatim passage of one sentence, at most `words_max` words, around a place.
 
@@ -130,9 +138,10 @@ class Essay:
         return self.sentences[-1] if self.sentences else None
 
     def _verbatim(self, start: int, end: int) -> str:
-        """No guillemets, which would end the quotation on the page too early."""
-        parts = re.split(r"[«»]", self.text[start:end])
-        return max(parts, key=len).strip()
+        """The longest part without what would end the quotation or its line too early."""
+        part = max(_UNQUOTABLE.split(self.text[start:end]), key=len).strip()
+        found = _FIRST_WORDS.match(part)
+        return found.group()[:QUOTE_CHARACTERS_MAX].rstrip() if found else ""
 
 
 def essay_in(prompt: str) -> str:
@@ -162,7 +171,7 @@ def measure(text: str) -> Essay:
         words=words,
         sentences=sentences,
         paragraphs=paragraphs,
-        slips=tuple(sorted(_slips(text, sentences), key=lambda slip: slip.start)),
+        slips=_apart(sorted(_slips(text, sentences), key=lambda slip: slip.start)),
         repeated=_repeated(words),
         openings=_openings(sentences),
         transitions=tuple(_transitions(text)),
@@ -233,7 +242,9 @@ def _slips(text: str, sentences: Sequence[Sentence]) -> Iterator[Slip]:
             elif one.low in DETERMINERS and two.low in NEVER_AFTER_DETERMINER and gap == " ":
                 yield Slip("order", one.start, two.end, f"{one.text} {two.text}", "")
             elif one.low == "a" and gap == " " and _VOWEL_SOUND.match(two.low):
-                yield Slip("article", one.start, two.end, f"{one.text} {two.text}", f"an {two.text}")
+                yield Slip(
+                    "article", one.start, two.end, f"{one.text} {two.text}", f"an {two.text}"
+                )
     if sentences and len(sentences) > 1:
         for paragraph, group in itertools.groupby(sentences, key=lambda each: each.paragraph):
             last = list(group)[-1]
@@ -241,6 +252,15 @@ def _slips(text: str, sentences: Sequence[Sentence]) -> Iterator[Slip]:
             if paragraph < sentences[-1].paragraph and not last.stopped and tail[-1] not in ":,;":
                 word = last.words[-1]
                 yield Slip("stop", word.start, word.end, word.text, f"{word.text}.")
+
+
+def _apart(slips: Sequence[Slip]) -> tuple[Slip, ...]:
+    """Without those that begin inside another: a spot is wrong once."""
+    apart: list[Slip] = []
+    for slip in slips:
+        if not apart or slip.start >= apart[-1].end:
+            apart.append(slip)
+    return tuple(apart)
 
 
 def _new_line(text: str, sentences: Sequence[Sentence], index: int) -> bool:
@@ -323,13 +343,14 @@ def _evidence(text: str, words: Sequence[Word]) -> list[int]:
 # --- scores: each 0 to 1 ------------------------------------------------------------------------
 
 
-def _content_words(words: Sequence[Word]) -> list[str]:
+def content_words(words: Sequence[Word]) -> list[str]:
+    """The words that carry meaning, in lower case, in their order."""
     return [word.low for word in words if len(word.low) > 2 and word.low not in FUNCTION_WORDS]
 
 
 def _richness(essay: Essay) -> float:
     """Different things are named: distinct content words, of some 170 in a full essay."""
-    return _between(len(set(_content_words(essay.words))), 10, 170)
+    return _between(len(set(content_words(essay.words))), 10, 170)
 
 
 def _support(essay: Essay) -> float:
@@ -368,7 +389,7 @@ def _cohesion(essay: Essay) -> float:
         return 0.0
     held = 0.0
     for one, two in pairs:
-        shared = set(_content_words(one.words)) & set(_content_words(two.words))
+        shared = set(content_words(one.words)) & set(content_words(two.words))
         refers = two.words[0].low in _REFERRING or (
             len(two.words) > 1 and two.words[1].low in _REFERRING
         )
@@ -380,16 +401,30 @@ def _cohesion(essay: Essay) -> float:
 
 
 _REFERRING: Final = frozenset(
-    """
-    he she it they this that these those his her its their here there then so such instead yet but
-    however also another both him them
-    """.split()
+    (
+        *(
+            "he",
+            "she",
+            "it",
+            "they",
+            "this",
+            "that",
+            "these",
+            "those",
+            "his",
+            "her",
+            "its",
+            "their",
+        ),
+        *("here", "there", "then", "so", "such", "instead", "yet", "but", "however", "also"),
+        *("another", "both", "him", "them"),
+    )
 )
 
 
 def _vocabulary(essay: Essay) -> float:
     """Guiraud's index over the content words, and the share of long words."""
-    content = _content_words(essay.words)
+    content = content_words(essay.words)
     if not content:
         return 0.0
     index = len(set(content)) / math.sqrt(len(content))
@@ -411,7 +446,9 @@ def _beginnings(essay: Essay) -> float:
     first = [sentence.words[0].low for sentence in essay.sentences]
     commonest = Counter(first).most_common(1)[0][1]
     distinct = len(set(first)) / len(first)
-    return 0.5 * _between(distinct, 0.2, 0.8) + 0.5 * (1 - _between(commonest / len(first), 0.15, 0.6))
+    return 0.5 * _between(distinct, 0.2, 0.8) + 0.5 * (
+        1 - _between(commonest / len(first), 0.15, 0.6)
+    )
 
 
 def _slips_per_100(essay: Essay) -> float:

@@ -92,6 +92,8 @@ class Request:
     model: str
     blocks: tuple[CacheBlock, ...]
     """The prompt in order: system, then messages."""
+    system: str
+    """Text of the system prompt."""
     last_user: str
     """Text of the last user message."""
     output_tokens_max: int
@@ -198,6 +200,7 @@ def parse_request(body: bytes) -> Request:
     return Request(
         model=parsed.model,
         blocks=tuple(blocks),
+        system=_text(parsed.system),
         last_user=_text(parsed.messages[-1].content),
         output_tokens_max=parsed.max_tokens,
         stream=parsed.stream,

@@ -7,7 +7,8 @@ from typing import Final
 
 def _pairs(text: str) -> dict[str, str]:
     return {
-        wrong: right.replace("_", " ") for wrong, right in (item.split(":") for item in text.split())
+        wrong: right.replace("_", " ")
+        for wrong, right in (item.split(":") for item in text.split())
     }
 
 
@@ -141,7 +142,10 @@ CONFUSIONS: Final[tuple[tuple[tuple[str, ...], int, str], ...]] = (
     ),
     *(((adverb, "then"), 1, "than") for adverb in ("better", "more", "worse", "less", "bigger")),
     *(((word, "of"), 1, "have") for word in ("could", "should", "would", "might", "must")),
-    *((("to", word), 0, "too") for word in ("much", "many", "late", "small", "big", "hard", "long")),
+    *(
+        (("to", word), 0, "too")
+        for word in ("much", "many", "late", "small", "big", "hard", "long")
+    ),
     (("had", "are", "*"), 1, "our"),
     (("with", "are", "*"), 1, "our"),
     (("witch", "is"), 0, "which"),
@@ -178,7 +182,16 @@ TRANSITIONS: Final[dict[str, str]] = {
         "reason",
     ),
     **dict.fromkeys(
-        ("however", "although", "though", "but", "yet", "on the other hand", "nevertheless", "while")
+        (
+            "however",
+            "although",
+            "though",
+            "but",
+            "yet",
+            "on the other hand",
+            "nevertheless",
+            "while",
+        )
         + ("instead", "whereas", "despite", "even so", "in contrast", "rather than", "still"),
         "contrast",
     ),
@@ -226,5 +239,20 @@ NEVER_AFTER_DETERMINER: Final = frozenset(
     a an the of to in on at by for from with and or but is was are were be been has have had do does
     did will would can could should he she it they we i him them us me my your our their his this
     that these those if because so as not than into who what when where
+    """.split()
+)
+
+# Words that stand where an exact one could.
+VAGUE: Final = frozenset(
+    """
+    nice good bad great amazing awesome stuff things thing lots big cool interesting fun
+    """.split()
+)
+
+# Words that claim something a reader may doubt.
+CLAIMS: Final = frozenset(
+    """
+    should must always never everyone everybody nobody best worst better worse important need needs
+    think believe opinion know sure clear obviously wrong right want every all only most cannot
     """.split()
 )
