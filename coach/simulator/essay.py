@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -112,12 +113,17 @@ class Essay:
         """Its first words, verbatim, even where none of them is a word; empty for white space."""
         return self._verbatim(0, len(self.text))
 
+    def sentence_at(self, at: int) -> Sentence | None:
+        """The sentence around a place, or the next; after the last one, that; None without any."""
+        index = bisect(self.sentences, at, key=lambda sentence: sentence.end)
+        return self.sentences[min(index, len(self.sentences) - 1)] if self.sentences else None
+
     def quote(self, at: int, *, words_max: int = 9) -> str:
         """A verbatim passage of one sentence, at most `words_max` words, around a place.
 
         Empty only where the essay has no words.
         """
-        sentence = self._sentence_at(at)
+        sentence = self.sentence_at(at)
         if sentence is None:
             return ""
         words = sentence.words
@@ -130,12 +136,6 @@ class Essay:
         """The first words of a sentence, verbatim."""
         words = sentence.words[:words_max]
         return self._verbatim(words[0].start, words[-1].end)
-
-    def _sentence_at(self, at: int) -> Sentence | None:
-        for sentence in self.sentences:
-            if sentence.end > at:
-                return sentence
-        return self.sentences[-1] if self.sentences else None
 
     def _verbatim(self, start: int, end: int) -> str:
         """The longest part without what would end the quotation or its line too early."""

@@ -253,6 +253,6 @@ VAGUE: Final = frozenset(
 CLAIMS: Final = frozenset(
     """
     should must always never everyone everybody nobody best worst better worse important need needs
-    think believe opinion know sure clear obviously wrong right want every all only most cannot
+    believe opinion clear clearly obviously wrong cannot proves means
     """.split()
 )
