@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,7 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, LifespanScope
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGILifespan
 
 from . import config, edge
 from .backend import Backend, open_backend
@@ -66,32 +67,34 @@ class Parts:
     nursery: trio.Nursery
 
 
-class Lifespan:
+class Lifespan(TrioASGILifespan):
     """The ASGI lifespan: the parts are open between start-up and shutdown."""
 
-    def __init__(self, app: CoachApp, scope: LifespanScope) -> None:
+    def __init__(self, app: QuartTrio, scope: LifespanScope) -> None:
         """Made by Quart for each server."""
-        del scope
+        super().__init__(app, scope)
+        assert isinstance(app, CoachApp)
         self._app = app
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Open the parts, say so, wait for shutdown, close the parts, say so."""
         await receive()
         try:
-            settings = config.load(config_path())
+            settings = config.load(config.path_from_environment())
             logging.configure(settings.log)
             async with open_parts(settings) as parts:
                 self._app.settings, self._app.parts = settings, parts
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
         except ConfigurationError as error:
+            self._app.failed = True
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         except Exception:
             # hypercorn would go on serving without parts
+            self._app.failed = True
             log.critical("parts_failed", exc_info=True)
             os.kill(os.getpid(), signal.SIGTERM)
-            self._app.failed = True
         finally:
             self._app.parts = None
         await send({"type": "lifespan.shutdown.complete"})
@@ -108,7 +111,7 @@ class CoachApp(QuartTrio):
         self.settings = config.Settings()
         self.parts: Parts | None = None
         self.failed = False
-        """True when the parts broke; the process must end with an error."""
+        """True when the parts could not be opened or broke; the process must end with an error."""
 
     def opened(self) -> Parts:
         """The parts; only while the worker serves."""
@@ -124,12 +127,6 @@ class CoachApp(QuartTrio):
         if not parts.sessions.draining:
             parts.sessions.watch(connection.terminated, parts.nursery)
         await serve_session(connection, parts.services, parts.sessions)
-
-
-def config_path() -> Path | None:
-    """The configuration file that the command line, or the operator, named."""
-    name = os.environ.get("COACH_CONFIG")
-    return Path(name) if name else None
 
 
 @asynccontextmanager
@@ -187,7 +184,7 @@ async def _sample(backend: Backend, sessions: Sessions) -> None:
         await trio.sleep(SAMPLE_S)
 
 
-def _origin_is_welcome(headers: dict[bytes, bytes], public_origins: tuple[str, ...]) -> bool:
+def _origin_is_welcome(headers: Mapping[bytes, bytes], public_origins: tuple[str, ...]) -> bool:
     """Browsers name the page that opens a WebSocket: it must be ours (RFC 6455 section 10.2)."""
     origin = headers.get(b"origin", b"").decode("latin-1").lower()
     if not origin:

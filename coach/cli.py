@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,13 +38,22 @@ DataDirOption = Annotated[
 
 def main() -> None:
     """Run the command line; the entry point of the `coach` command."""
+    code = 0
     try:
         cli()
-    except CoachError as error:
-        sys.stderr.write(f"coach: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except* CoachError as group:  # nurseries pass errors on in groups
+        sys.stderr.write(f"coach: {_first(group)}\n")
+        code = 2
+    except* KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _first(group: BaseExceptionGroup[CoachError]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _load(path: Path | None, data_dir: Path | None = None) -> config.Settings:
@@ -54,8 +64,7 @@ def _load(path: Path | None, data_dir: Path | None = None) -> config.Settings:
         os.environ["COACH_CONFIG"] = str(path.absolute())
     if data_dir is not None:
         os.environ["COACH_DATA_DIR"] = str(data_dir.absolute())
-    named = os.environ.get("COACH_CONFIG")
-    return config.load(Path(named) if named else None)
+    return config.load(config.path_from_environment())
 
 
 @cli.command()
@@ -72,18 +81,20 @@ def serve(
         os.environ["COACH_SERVER__BIND"] = bind
     if workers is not None:
         os.environ["COACH_SERVER__WORKERS"] = str(workers)
-    trio.run(supervise, _load(config_file, data_dir))
+    settings = _load(config_file, data_dir)
+    trio.run(partial(supervise, settings, on_ready=lambda url: typer.echo(f"serving {url}")))
 
 
 @cli.command(hidden=True)
 def worker(
+    app: Annotated[str, typer.Option(help="What to serve, as module:name.")],
     fd: Annotated[int, typer.Option(help="The listening socket.")],
     ready_fd: Annotated[int, typer.Option(help="Where to say that the worker serves.")],
 ) -> None:
     """One web worker; `coach serve` starts these."""
     from .worker import run_worker
 
-    trio.run(run_worker, fd, ready_fd)
+    sys.exit(trio.run(run_worker, app, fd, ready_fd))
 
 
 @cli.command()
@@ -150,7 +161,10 @@ def token(
 
 @cli.command()
 def demo(
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the page.")] = 8000,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Port of the page, 0 for a free one; default 8000."),
+    ] = None,
     data_dir: DataDirOption = None,
     config_file: ConfigOption = None,
     check: Annotated[
@@ -160,7 +174,8 @@ def demo(
     """Run everything on this machine: Redis, simulated provider, workers and a grader."""
     from .demo import run_demo
 
-    sys.exit(trio.run(run_demo, port, data_dir, config_file, check))
+    run = partial(run_demo, port=port, data_dir=data_dir, config_file=config_file, check=check)
+    sys.exit(trio.run(run))
 
 
 @cli.command()

@@ -1,7 +1,8 @@
 """Settings: one frozen object from `coach.toml` and the environment; every default lives here.
 
-Read once, at start. Any field can be set as `COACH_<SECTION>__<FIELD>`; a string value `env:NAME`
-is replaced by the environment variable NAME, so that secrets stay out of the file.
+Read once, at start. Any field can be set as `COACH_<SECTION>__<FIELD>`, lists and the whole of
+`COACH_PROVIDER` as JSON; a string value `env:NAME` is replaced by the environment variable NAME, so
+that secrets stay out of the file.
 
 `msgspec.Struct` instead of `attrs` here: it refuses unknown keys and checks types and ranges while
 it converts, and its errors name the path of the setting that is wrong.
@@ -206,6 +207,12 @@ class Settings(Section, frozen=True, kw_only=True):
         return Path(self.data_dir)
 
 
+def path_from_environment() -> Path | None:
+    """The settings file that the command line, or the operator, named in `COACH_CONFIG`."""
+    name = os.environ.get("COACH_CONFIG")
+    return Path(name) if name else None
+
+
 def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings: defaults, then the file, then the environment.
 
@@ -241,14 +248,17 @@ def _overlay(data: dict[str, Any], environ: Mapping[str, str]) -> None:
         if not name.startswith(PREFIX) or value == "":
             continue
         *sections, field = name.removeprefix(PREFIX).lower().split("__")
-        if not sections and field != "data_dir":
+        if not sections and field not in {"data_dir", "provider"}:
             continue  # COACH_CONFIG and the like are the command line's
         target = data
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise ConfigurationError(f"{name}: [{section}] is a list; set it in the file")
-        target[field] = msgspec.json.decode(value) if value[0] in "[{" else value
+        try:
+            target[field] = msgspec.json.decode(value) if value[0] in "[{" else value
+        except msgspec.DecodeError as error:
+            raise ConfigurationError(f"{name} is not JSON: {error}") from error
 
 
 def _secrets(value: Any, environ: Mapping[str, str]) -> Any:

@@ -7,10 +7,16 @@ import os
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
 
 GUARD_S = 86_400.0
 REAL_GUARD_S = 90.0
+
+# Speed is the business of scripts/bench. In a fresh clone the first use of st.text() builds
+# hypothesis' tables of Unicode, which takes over a second.
+settings.register_profile("coach", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("coach")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -286,13 +286,18 @@ class Edge(TCPServer):
         if isinstance(event, RawData):
             await self._send(event.data)
             return
-        await super().protocol_send(event)
-        if isinstance(event, Closed):
-            self._over = True
-        if self._over or (isinstance(event, Updated) and event.idle):
-            self._answered.set()
-            if self._reading is not None:
-                self._reading.cancel("the answer is complete")
+        over = isinstance(event, Closed)
+        try:
+            # Quart cancels the task that sends the answer as soon as it hears that its stream is
+            # closed, which is before this: without the shield no idle timer would be set.
+            with trio.CancelScope(shield=not over):
+                await super().protocol_send(event)
+        finally:
+            self._over = self._over or over
+            if over or (isinstance(event, Updated) and event.idle):
+                self._answered.set()
+                if self._reading is not None:
+                    self._reading.cancel("the answer is complete")
 
     async def _send(self, data: bytes) -> None:
         """Send within `server.send_s_max`, or cut the connection.

@@ -1,5 +1,6 @@
 """The grading queue, the judges, and the grader process that brings them together."""
 
+from .grader import run_grader
 from .queue import Queue
 from .records import (
     LANES,
@@ -29,4 +30,5 @@ __all__ = [
     "SubmissionState",
     "Usage",
     "load_rubric",
+    "run_grader",
 ]

@@ -45,6 +45,8 @@ class Tally:
     deltas: int = 0
     chars: int = 0
     """Characters of feedback received."""
+    tokens: Counter[str] = attrs.field(factory=Counter)
+    """Of completed turns, as the server says: input, cached, output."""
     queued: int = 0
     """Turns that were told a position in the waiting line."""
     submissions: int = 0
@@ -108,6 +110,7 @@ class _Said(msgspec.Struct, frozen=True):
     submission: str | None = None
     text: str = ""
     code: str = ""
+    usage: dict[str, int] = {}
     position: int = 0
     score: int = -1
     criteria: tuple[dict[str, object], ...] = ()
@@ -224,6 +227,7 @@ class Conversation:
         else:
             turn.state = _State.ENDED
             self.tally.completed += 1
+            self.tally.tokens.update(said.usage)
             if turn.chars == 0:
                 self._count("protocol_empty_turn")
 

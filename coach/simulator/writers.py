@@ -138,6 +138,7 @@ class Report:
             "degraded": tally.degraded,
             "events": tally.deltas,
             "chars": tally.chars,
+            "tokens": dict(tally.tokens),
             "elapsed_s": round(self.elapsed_s, 1),
             "seed": self.plan.seed,
             "url": self.plan.url,

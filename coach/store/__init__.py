@@ -1,7 +1,13 @@
 """Redis: the client on Trio, the scripts, and the server that coach brings along."""
 
 from .client import Redis, open_redis
-from .embedded import EmbeddedServer, find_embedded, open_embedded
+from .embedded import (
+    DataDirInUse,
+    EmbeddedServer,
+    find_embedded,
+    open_embedded,
+    share_embedded,
+)
 from .errors import ConnectionLost, NotSent, RedisError, ResponseError
 from .pipeline import Pipeline
 from .scripts import Script, script
@@ -9,6 +15,7 @@ from .server import RedisStatistics
 
 __all__ = [
     "ConnectionLost",
+    "DataDirInUse",
     "EmbeddedServer",
     "NotSent",
     "Pipeline",
@@ -21,4 +28,5 @@ __all__ = [
     "open_embedded",
     "open_redis",
     "script",
+    "share_embedded",
 ]

@@ -12,12 +12,9 @@ A server that dies under its owner is started again: to clients that is a Redis 
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, final
@@ -27,6 +24,7 @@ import attrs
 import structlog
 import trio
 
+from ..child import Process, exited, start_child, stop_child
 from ..errors import ConfigurationError
 from .errors import RedisError
 from .folder import Folder, Lock
@@ -44,9 +42,12 @@ LOCK_S_MAX: Final = 3.0
 RESTART_S: Final = 0.2
 """Pause before a server that died is started again; a second after a failed start."""
 _POLL_S: Final = 0.02
-_PR_SET_PDEATHSIG: Final = 1
 
 log = structlog.get_logger()
+
+
+class DataDirInUse(ConfigurationError):
+    """The folder belongs to another process that runs."""
 
 
 @asynccontextmanager
@@ -63,8 +64,9 @@ async def open_embedded(
       appendonly: keep every write on disk (synced each second); False: keep nothing.
 
     Raises:
-      ConfigurationError: the folder is in use by another coach or cannot be written, or the
-        server does not start; one line that says so.
+      DataDirInUse: by another coach.
+      ConfigurationError: the folder cannot be written, or the server does not start; one line
+        that says so.
     """
     folder = Folder(data_dir)
     with await _own(folder) as lock, folder.socket_path() as socket_path:
@@ -76,11 +78,27 @@ async def open_embedded(
             async with running(child.keep_up):
                 yield EmbeddedServer(child.url, child)
         finally:
-            child.terminate()
-            with trio.move_on_after(STOP_S_MAX, shield=True):
-                await child.wait()
-            child.kill()
+            await child.stop()
             folder.clean()
+
+
+@asynccontextmanager
+async def share_embedded(data_dir: Path) -> AsyncIterator[str]:
+    """The URL of the one server in `data_dir`: another process's, or our own while the block runs.
+
+    Whoever takes the folder's lock first owns the server, so it does not matter in which order
+    the processes of a machine start.
+
+    Raises:
+      ConfigurationError: see `open_embedded` and `find_embedded`.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(open_embedded(data_dir))
+            url = server.url
+        except DataDirInUse:
+            url = await find_embedded(data_dir)
+        yield url
 
 
 async def find_embedded(data_dir: Path) -> str:
@@ -124,7 +142,7 @@ class _Child:
         self._folder = folder
         self._lock = lock
         self._command = _command(folder.path, socket_path, appendonly=appendonly)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @property
     def pid(self) -> int:
@@ -133,16 +151,13 @@ class _Child:
 
     async def start(self) -> None:
         with self._folder.open_log() as log_file:
-            # Not trio's open_process: that starts children from a worker thread, whose end would
-            # end the child. A session of its own: Ctrl-C in the terminal reaches the owner only.
-            process = self._process = subprocess.Popen(  # noqa: ASYNC220, S603  takes 2 ms; the wheel's binary
+            # Killed with us, not terminated: a busy server would not hear SIGTERM, and what it has
+            # answered for is with the kernel already.
+            process = self._process = start_child(
                 self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                start_new_session=True,
+                output=log_file,
                 pass_fds=(self._lock.fileno(),),
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509  takes no lock and allocates nothing to speak of
+                orphan_signal=signal.SIGKILL,
             )
         with trio.move_on_after(START_S_MAX):
             while process.poll() is None:
@@ -159,7 +174,7 @@ class _Child:
         pause_s = RESTART_S
         while True:
             assert self._process is not None
-            await _exited(self._process)
+            await exited(self._process)
             log.warning("embedded valkey died; starting it again", status=self._process.returncode)
             await trio.sleep(pause_s)
             try:
@@ -170,18 +185,9 @@ class _Child:
                 self._process.kill()
                 pause_s = 1.0
 
-    def terminate(self) -> None:
+    async def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-
-    async def wait(self) -> None:
-        if self._process is not None:
-            await _exited(self._process)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            await stop_child(self._process, within_s=STOP_S_MAX)
 
 
 async def _own(folder: Folder) -> Lock:
@@ -192,7 +198,7 @@ async def _own(folder: Folder) -> Lock:
             owner = lock.living_owner()
             if owner is not None or trio.current_time() > deadline:
                 who = "another coach" + (f" (process {owner})" if owner else "")
-                raise ConfigurationError(
+                raise DataDirInUse(
                     f"data_dir: {folder.path} is in use by {who}: stop it, or use another folder"
                 )
             await trio.sleep(_POLL_S)
@@ -227,25 +233,6 @@ def _binary() -> Path:
     raise ConfigurationError("there is no embedded Valkey for this platform: set redis.url")
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes the server; only Linux knows how.
-
-    Killed, not terminated: a busy server would not hear SIGTERM, and what it has answered for is
-    with the kernel already.
-    """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:
-        return None
-    parent_pid = os.getpid()
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # it died before we asked
-            os._exit(1)
-
-    return ask
-
-
 async def _answers(url: str) -> bool:
     try:
         wire = await open_wire(parse_url(url), name=None, limits=Limits())
@@ -253,19 +240,3 @@ async def _answers(url: str) -> bool:
         return False
     wire.abort()
     return True
-
-
-async def _exited(process: subprocess.Popen[bytes]) -> None:
-    """Wait until a child has ended."""
-    if process.poll() is not None:
-        return
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # not on this system
-        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-        return
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
-    process.wait()

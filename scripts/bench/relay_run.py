@@ -27,6 +27,8 @@ from coach.store import open_embedded
 
 START_S_MAX = 30.0
 SETTLE_S = 2.0
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """What is measured."""

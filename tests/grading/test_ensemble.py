@@ -99,9 +99,9 @@ def test_the_score_is_that_of_the_exact_weighted_medians(panel: Panel) -> None:
     combined = grade(panel)
     assert 0 <= combined.score <= 100
     assert abs(combined.score - exact) <= Fraction(1, 2)
-    for index, criterion in enumerate(combined.criteria):
+    for index, graded in enumerate(combined.criteria):
         bands = [panel[judge][index] for judge in panel]
-        assert min(bands) <= criterion.band <= max(bands)
+        assert min(bands) <= graded.band <= max(bands)
 
 
 @given(PANELS, st.data())

@@ -203,7 +203,7 @@ async def _end(process: trio.Process) -> None:
             await process.wait()
         if process.returncode is None:
             process.kill()
-            raise AssertionError(f"{process.args} did not end within {END_S_MAX} s of SIGTERM")
+            raise AssertionError(f"{process.args!r} did not end within {END_S_MAX} s of SIGTERM")
 
 
 async def _until_answers(url: str, ca: Path | None) -> None:

@@ -59,14 +59,17 @@ class TinyApp:
         if scope["path"] == "/raise":
             raise RuntimeError("the application broke")
         if scope["path"] == "/slow":
-            await self._wait(receive)
+            async with self._until_disconnected(receive):
+                await self.release.wait()
         answers = {"/echo": body, "/big": b"x" * 1_048_576}
         answer = answers.get(scope["path"], f"hello {os.getpid()}\n".encode())
         headers = [(b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        async with self._until_disconnected(receive):  # as Quart does, also while it answers
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
 
-    async def _wait(self, receive: Any) -> None:
+    @asynccontextmanager
+    async def _until_disconnected(self, receive: Any) -> AsyncIterator[None]:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
@@ -75,14 +78,14 @@ class TinyApp:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
-            await self.release.wait()
+            yield
             nursery.cancel_scope.cancel()
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
         how = os.environ.get("TINY_APP", "")
         if how.startswith("fail:"):
-            message = how.removeprefix("fail:")
+            self.failed, message = True, how.removeprefix("fail:")
             await send({"type": "lifespan.startup.failed", "message": message})
             return
         if how == "exit":
@@ -155,7 +158,7 @@ async def open_server(
         await nursery.start(
             partial(
                 hypercorn.trio.serve,
-                app,  # type: ignore[arg-type]
+                app,
                 options,
                 shutdown_trigger=shutdown.wait,
             )

@@ -176,6 +176,4 @@ async def close_code(websocket: WebSocketConnection) -> int:
         while True:
             await websocket.get_message()
     except ConnectionClosed as closed:
-        assert closed.reason is not None
-        code: int = closed.reason.code
-        return code
+        return closed.reason.code if closed.reason is not None else 0
