@@ -149,13 +149,8 @@ class Sessions:
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         try:
-            mail = msgspec.convert(
-                {
-                    key.decode(): value if key == b"payload" else value.decode()
-                    for key, value in fields.items()
-                },
-                Mail,
-            )
+            text = {key.decode(): value.decode() for key, value in fields.items()}
+            mail = msgspec.convert(text, Mail)
         except (msgspec.ValidationError, UnicodeDecodeError) as error:
             log.error("bad_mail", error=str(error))
             return
