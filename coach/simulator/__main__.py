@@ -7,7 +7,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Final, NoReturn, get_type_hints
 
 import msgspec
 import trio
@@ -17,18 +17,21 @@ from .faults import FAULTS, FaultName, Rule, rule_from_text
 from .provider import open_provider, spare_the_collector
 from .settings import Settings
 
+PORT_MAX: Final = 65_535
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     port, data_dir = options.pop("port"), Path(options.pop("data_dir"))
+    faults = dict(options.pop("fault"))
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        faults = dict(rule_from_text(text) for text in options.pop("fault"))
-        given = {name: value for name, value in options.items() if value is not None}
         settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
-        parser.error(str(error))
+        what, _, field = str(error).rpartition(" - at `$.")
+        parser.error(f"argument --{field.rstrip('`').replace('_', '-')}: {what}")
     try:
         trio.run(partial(_run, settings, faults, data_dir=data_dir, port=port))
     except ConfigurationError as error:
@@ -48,16 +51,39 @@ async def _run(
             await anext(signals)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the page of options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > PORT_MAX:
+        raise argparse.ArgumentTypeError(f"not a number between 0 and {PORT_MAX}: {text!r}")
+    return int(text)
+
+
+def _fault(text: str) -> tuple[FaultName, Rule]:
+    try:
+        return rule_from_text(text)
+    except msgspec.ValidationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m coach.simulator",
         description="Simulates Anthropic's Messages API over HTTP/2 and TLS on this machine.",
         epilog="faults: " + "; ".join(f"{name}: {what}" for name, what in FAULTS.items()),
     )
-    parser.add_argument("--port", type=int, default=0, help="0 (the default): a free one")
+    parser.add_argument(
+        "--port", type=_port, metavar="N", default=0, help="0 (the default): a free one"
+    )
     parser.add_argument("--data-dir", default=".coach", help="where simulator-ca.pem is written")
     parser.add_argument(
         "--fault",
+        type=_fault,
         action="append",
         default=[],
         metavar="NAME=P|NAME:N",

@@ -120,9 +120,12 @@ def plan_stream(
     )
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _pieces(text: str) -> Text:
-    """Cut a text as a tokenizer would, roughly: a word with the space before it, at most 12."""
+    """Cut a text as a tokenizer would, roughly: a word with the space before it, at most 12.
+
+    Memory: the last 64 answers are kept, some 50 KB each.
+    """
     pieces, at = [], 0
     for found in _PIECE.finditer(text):
         pieces.append(found.group())

@@ -29,6 +29,7 @@ from .words import (
 
 CHARACTERS_MAX: Final = 40_000
 """Of an essay; what follows is not measured."""
+MEASURED_MAX: Final = 32
 QUOTE_WORDS_MAX: Final = 12
 QUOTE_CHARACTERS_MAX: Final = 200
 SHORT_WORDS: Final = 30
@@ -157,9 +158,12 @@ def essay_in(prompt: str) -> str:
     return prompt[start : end if end >= 0 else len(prompt)].strip("\n")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=MEASURED_MAX)
 def measure(text: str) -> Essay:
-    """Measure an essay; linear in its length."""
+    """Measure an essay; linear in its length.
+
+    Memory: the last MEASURED_MAX essays are kept, 0.2 MB for one of 350 words, at most 10 MB each.
+    """
     text = text[:CHARACTERS_MAX]
     paragraphs = tuple(
         (found.start(), found.end()) for found in _PARAGRAPH.finditer(text) if found.group().strip()
@@ -179,7 +183,7 @@ def measure(text: str) -> Essay:
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=MEASURED_MAX)
 def scores(text: str) -> dict[Facet, float]:
     """How good an essay is in each facet, 0 to 1."""
     essay = measure(text)

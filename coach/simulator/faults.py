@@ -126,5 +126,8 @@ def rule_from_text(text: str) -> tuple[FaultName, Rule]:
         field = "next"
     if not sign:
         raise msgspec.ValidationError(f"{text!r} is neither name=probability nor name:count")
-    rule = msgspec.convert({field: amount}, Rule, strict=False)
-    return msgspec.convert(name, FaultName), rule
+    try:
+        known = msgspec.convert(name, FaultName)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"there is no fault {name!r}") from error
+    return known, msgspec.convert({field: amount}, Rule, strict=False)

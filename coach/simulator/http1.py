@@ -22,8 +22,8 @@ class Http1Connection:
         self._h11 = h11.Connection(h11.SERVER)
         self._parts: list[bytes] = []
         self._received = 0
-        self._ended = False
-        # the peer has sent its last byte
+        self._advancing = False
+        # `_advance` is on the stack and will look for the next request itself
         self.method = b""
         self.path = b""
         self.headers: dict[bytes, bytes] = {}
@@ -60,8 +60,9 @@ class Http1Connection:
         self._send(h11.Response(status_code=status, headers=list(headers)))
 
     def write(self, data: bytes) -> None:
-        """Send a part of the body."""
-        self._send(h11.Data(data=data))
+        """Send a part of the body; HEAD has none."""
+        if self.method != b"HEAD":
+            self._send(h11.Data(data=data))
 
     def end(self) -> None:
         """End the answer; the next request may come."""
@@ -94,26 +95,37 @@ class Http1Connection:
             self._outlet.put(data)
 
     def _advance(self) -> None:
-        while True:
-            event = self._h11.next_event()
-            if isinstance(event, h11.Request):
+        """Handle what has arrived; requests that are answered at once do not nest."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._handle(self._h11.next_event()):
+                pass
+        finally:
+            self._advancing = False
+
+    def _handle(self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]) -> bool:
+        """Whether there may be more to handle."""
+        match event:
+            case h11.Request():
                 self.method, self.path = event.method, event.target
                 self.headers = dict(event.headers)
                 self._parts, self._received, self.too_large = [], 0, False
                 if self._h11.they_are_waiting_for_100_continue:
                     self._send(h11.InformationalResponse(status_code=100, headers=[]))
-            elif isinstance(event, h11.Data):
+            case h11.Data():
                 self._received += len(event.data)
                 self.too_large = self._received > BODY_BYTES_MAX
                 if not self.too_large:
                     self._parts.append(bytes(event.data))
-            elif isinstance(event, h11.EndOfMessage):
+            case h11.EndOfMessage():
                 self.body = b"" if self.too_large else b"".join(self._parts)
                 self._parts = []
                 self._on_request(self)
-                return
-            elif isinstance(event, h11.ConnectionClosed):
+            case h11.ConnectionClosed():
                 self._outlet.close()
-                return
-            else:
-                return
+                return False
+            case _:
+                return False
+        return True

@@ -239,11 +239,15 @@ class Http2Connection:
         if any(isinstance(event, ConnectionTerminated) for event in events):
             self._end()
             return
-        # h2 has read everything before the first event is handled: what was opened and reset in
-        # the same bytes is already closed, and must not be answered.
+        # h2 has read everything before the first event is handled: what was reset in these bytes
+        # is already closed, and nothing may be sent there, whatever came before the reset.
         reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        for stream_id in reset:
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                stream.gave_up(by_reset=True)
         for event in events:
-            if isinstance(event, (RequestReceived, StreamEnded)) and event.stream_id in reset:
+            if isinstance(event, RequestReceived) and event.stream_id in reset:
                 continue
             self._handle(event)
         self.pass_on()
@@ -306,10 +310,6 @@ class Http2Connection:
             stream = self._streams.get(event.stream_id)
             if stream is not None and not stream.too_large:
                 self._deliver(stream)
-        elif isinstance(event, StreamReset):
-            stream = self._streams.get(event.stream_id)
-            if stream is not None:
-                stream.gave_up(by_reset=True)
         elif isinstance(event, RemoteSettingsChanged):
             self.frame_max = self.h2.max_outbound_frame_size
             self.drained()

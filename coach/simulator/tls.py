@@ -112,11 +112,15 @@ class Wire:
         if self._parts:
             data = b"".join(self._parts)
             self._parts.clear()
-            self._tls.write(data)
+            try:
+                self._tls.write(data)
+            except ssl.SSLError:
+                self.abort()  # the reader has met the same error, or is about to
+                return
             sealed = self._outgoing.read()
             self._statistics.bytes_sent += len(sealed)
             if self._unsent:
-                self._unsent += sealed
+                self._keep(sealed)
             else:
                 self._send(sealed)
         if self._closing and not self._unsent:
@@ -131,6 +135,7 @@ class Wire:
         """Reset the TCP connection now; what was put is lost."""
         if not self._ended:
             self._ended = True
+            self._unsent.clear()
             self._stream.socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
@@ -143,7 +148,10 @@ class Wire:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._unsent and not self._ended:
-                await trio.lowlevel.wait_writable(self._fd)
+                try:
+                    await trio.lowlevel.wait_writable(self._fd)
+                except trio.ClosedResourceError:
+                    return  # aborted meanwhile
                 unsent, self._unsent = bytes(self._unsent), bytearray()
                 self._send(unsent)
             if self.blocked and not self._ended:
@@ -190,7 +198,10 @@ class Wire:
             return
         if sent < len(sealed):
             self.blocked = True
-            self._unsent += sealed[sent:]
+            self._keep(sealed[sent:])
             self._wake.set()
-            if len(self._unsent) > UNSENT_BYTES_MAX:
-                self.abort()
+
+    def _keep(self, sealed: bytes) -> None:
+        self._unsent += sealed
+        if len(self._unsent) > UNSENT_BYTES_MAX:
+            self.abort()
