@@ -19,7 +19,8 @@ from .feedback import next_step
 from .findings import findings, praises
 
 DEPTH_MAX: Final = 24
-ITEMS_MAX: Final = 50
+PARTS_MAX: Final = 2_000
+"""Of one answer; what a schema asks for beyond is null."""
 BANDS: Final = (0, 5)
 """Of a number whose schema names no others."""
 
@@ -62,21 +63,24 @@ class _Examiner:
         self._invent = invent
         self._praises = {praise.facet: praise for praise in praises(essay)}
         self._findings = findings(essay)
+        self._parts = 0
+        # filled in so far
 
     def fill(self, schema: object, path: tuple[str, ...]) -> Any:
         """A value for one part of the schema; `path` is what it is called from outside in."""
         schema = self._resolved(schema)
-        if len(path) > DEPTH_MAX:
+        self._parts += 1
+        if len(path) > DEPTH_MAX or self._parts > PARTS_MAX:
             return None
         if "const" in schema:
             return schema["const"]
-        if schema.get("enum"):
-            return self._choice(schema["enum"], path)
+        if options := _list(schema.get("enum")):
+            return self._choice(options, path)
         match _type(schema):
             case "object":
                 return {
                     name: self.fill(part, (*path, name))
-                    for name, part in schema.get("properties", {}).items()
+                    for name, part in _mapping(schema.get("properties")).items()
                 }
             case "array":
                 return self._items(schema, path)
@@ -100,13 +104,11 @@ class _Examiner:
 
     def _items(self, schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Any]:
         """One item; one for each criterion where the items say which they are about."""
-        part = self._resolved(schema.get("items", {}))
-        for name, field in part.get("properties", {}).items():
-            names = self._resolved(field).get("enum", [])
+        part = self._resolved(schema.get("items"))
+        for name, field in _mapping(part.get("properties")).items():
+            names = _list(self._resolved(field).get("enum"))
             if len(names) > 1 and all(isinstance(each, str) for each in names):
-                return [
-                    {**self.fill(part, (*path, each)), name: each} for each in names[:ITEMS_MAX]
-                ]
+                return [{**self.fill(part, (*path, each)), name: each} for each in names]
         return [self.fill(part, (*path, "item"))]
 
     def _score(self, path: tuple[str, ...]) -> float:
@@ -142,9 +144,9 @@ class _Examiner:
     def _resolved(self, schema: object) -> Mapping[str, Any]:
         """The schema itself in place of a reference or a choice of schemas."""
         for _ in range(DEPTH_MAX):
-            if not isinstance(schema, Mapping):
-                return {}
-            parts = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+            schema = _mapping(schema)
+            choices = (_list(schema.get(name)) for name in ("anyOf", "oneOf", "allOf"))
+            parts = next(filter(None, choices), [])
             if isinstance(schema.get("$ref"), str):
                 schema = _referred(self._root, schema["$ref"])
             elif parts:
@@ -193,6 +195,14 @@ def _facet(path: Sequence[str]) -> Facet | None:
     return None
 
 
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _type(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if isinstance(kind, list):
@@ -216,5 +226,5 @@ def _range(schema: Mapping[str, Any]) -> tuple[float, float]:
 def _referred(root: Mapping[str, Any], reference: str) -> object:
     value: object = root
     for name in reference.removeprefix("#/").split("/"):
-        value = value.get(name) if isinstance(value, Mapping) else None
+        value = _mapping(value).get(name)
     return value
