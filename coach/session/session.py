@@ -396,8 +396,9 @@ class Session:
             with trio.move_on_after(GRADE_POLL_S):
                 await pending.come.wait()
             if pending.mail is not None:
-                kind = wire.Grade if isinstance(pending.mail, GradeMail) else wire.Error
-                return msgspec.json.decode(pending.mail.payload, type=kind)
+                if isinstance(pending.mail, GradeMail):
+                    return msgspec.json.decode(pending.mail.payload, type=wire.Grade)
+                return msgspec.json.decode(pending.mail.payload, type=wire.Error)
             state = await self._services.queue.get(identity.org, submission) or state
 
     def deliver(self, mail: Mail) -> None:

@@ -7,7 +7,7 @@ once (`done`, or `error` with a code), and what it had reserved is settled by wh
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import attrs
 import trio
@@ -15,7 +15,7 @@ import trio
 from ..budget import Ask
 from ..errors import CoachError
 from ..ops import metrics
-from ..providers import Usage, estimate_tokens, feedback_prompt
+from ..providers import ProviderError, Usage, estimate_tokens, feedback_prompt
 from . import wire
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .auth import Identity
     from .outbox import Outbox
     from .services import Route, Services
+
+GATE_S: Final = 1.0
+"""How long an endpoint's gate stays closed where a refusing provider does not say."""
 
 
 @final
@@ -44,6 +47,7 @@ class Turn:
         self._asked_at = trio.current_time()
         self._usage: Usage | None = None
         self._sent = False  # the provider has the request, or may have it
+        self._whole = False  # the answer came to its end: `_usage` is what it cost
         self._ended = False  # the student was told how it ended; nothing more is sent
 
     # -- the sink: called synchronously by the provider connection's reader task --------------
@@ -146,8 +150,13 @@ class Turn:
             wire.Started(request=self.request, provider=provider.name, model=provider.model)
         )
         self._sent = True
-        completion = await provider.stream(prompt, self, on_headers=admission.observe)
-        self._usage = completion.usage
+        try:
+            completion = await provider.stream(prompt, self, on_headers=admission.observe)
+        except ProviderError as error:
+            if error.kind in {"rate_limited", "overloaded"}:
+                admission.close_gate(error.retry_after_s or GATE_S)
+            raise
+        self._usage, self._whole = completion.usage, True
         return completion
 
     def _settle(self, ask: Ask, reservation: Reservation, admission: Admission) -> None:
@@ -157,7 +166,8 @@ class Turn:
         if usage is None:  # it never answered: it may have read the prompt
             spent, total = Ask(input=ask.input, output=0), ask.input
         else:
-            shown = estimate_tokens(sum(map(len, self.text))) if self.text else 0
+            cut = self.text and not self._whole  # then the count is from its beginning
+            shown = estimate_tokens(sum(map(len, self.text))) if cut else 0
             spent = Ask(input=usage.input + usage.cache_write, output=max(usage.output, shown))
             total = spent.input + usage.cache_read + spent.output
         admission.settle(spent)

@@ -45,7 +45,7 @@ class ScriptedSocket:
         self._writable.set()
 
 
-def messages(data: bytes) -> list[dict[str, object]]:
+def messages(data: bytes | bytearray) -> list[dict[str, object]]:
     """What a client's WebSocket library makes of `data`."""
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(bytes(data))
