@@ -10,7 +10,7 @@ Without Redis nobody is admitted: each worker's own count would let through what
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
@@ -22,7 +22,7 @@ import trio
 
 from .. import config
 from ..errors import Overloaded
-from ..store import Redis
+from ..store import Redis, RedisError
 from .loop import Line, Ticket, line_is_full
 from .quota import LANES, NOTHING, Amounts, Ask, Capacity, Lane
 from .scripts import (
@@ -40,6 +40,10 @@ log = structlog.get_logger()
 RENEWALS_PER_LEASE: Final = 3
 RENEW_MAX: Final = 1_000
 """Tickets renewed in one call."""
+UNSETTLED_MAX: Final = 10_000
+"""Settlements that wait for Redis to come back, about 300 bytes each; leases see to any more."""
+LATE_RETRY_S: Final = 0.25
+"""Between two tries to make good a settlement."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +66,7 @@ class BudgetStatistics:
     waiting_count: int
     """This worker's requests in line."""
     unsettled_count: int
-    """Settlements that Redis did not take in time; leases took their place."""
+    """This worker's settlements that Redis did not take in time, and has not taken since."""
 
 
 @asynccontextmanager
@@ -87,17 +91,19 @@ async def open_endpoint_budget(
       whatever the body raised, as it is.
     """
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        budget = EndpointBudget(
-            redis, nursery, endpoint=endpoint, quota=quota, settings=settings, worker=worker
-        )
-        nursery.start_soon(budget._renew)  # noqa: SLF001  made here
-        try:
-            yield budget
-        except BaseException as error:
-            failure = error
-        nursery.cancel_scope.cancel("the budget is closed")
-    if failure is not None:
+    try:
+        async with trio.open_nursery() as nursery:
+            budget = EndpointBudget(
+                redis, nursery, endpoint=endpoint, quota=quota, settings=settings, worker=worker
+            )
+            nursery.start_soon(budget._renew)  # noqa: SLF001  made here
+            try:
+                yield budget
+            finally:
+                nursery.cancel_scope.cancel("the budget is closed")
+    except BaseExceptionGroup as group:
+        failure = group.exceptions[0] if len(group.exceptions) == 1 else group
+    if failure is not None:  # raised here, or the group would be its context
         try:
             raise failure
         finally:
@@ -180,7 +186,12 @@ class EndpointBudget:
         )
         self._running: set[str] = set()
         """Admitted tickets that have not ended, whose leases `_renew` prolongs."""
-        self._admitted_count = self._queued_count = self._unsettled_count = 0
+        self._unsettled: dict[str, tuple[float, Amounts]] = {}
+        """Ended tickets of which Redis does not know it yet -> until when their leases may last,
+        and what they used; oldest first."""
+        self._is_settling = False
+        """Whether `_settle_late` runs; it does while there is something unsettled."""
+        self._admitted_count = self._queued_count = 0
 
     @asynccontextmanager
     async def admit(
@@ -194,9 +205,9 @@ class EndpointBudget:
         """Wait until the request may be sent: one round trip where there is room.
 
         Leaving settles, in one more round trip, in every case: done, failed or cancelled. It is
-        shielded and takes 1 s at most; if Redis does not answer for so long, what was reserved
-        counts until the lease of `reservation_lease_s` ends. Tell whoever waits for the result
-        before leaving.
+        shielded and takes 1 s at most; if Redis does not answer for so long, it is made good when
+        Redis is back, or by the end of the lease of `reservation_lease_s`. Tell whoever waits for
+        the result before leaving.
 
         Args:
           ask: the most that may be used. Output beyond the whole hard share of the quota is
@@ -260,7 +271,7 @@ class EndpointBudget:
             queued_count=self._queued_count,
             running_count=len(self._running),
             waiting_count=len(self._line),
-            unsettled_count=self._unsettled_count,
+            unsettled_count=len(self._unsettled),
         )
 
     async def _enter(self, ticket: Ticket, call: Insistence) -> Amounts:
@@ -283,13 +294,34 @@ class EndpointBudget:
         return await self._line.wait(ticket, reply)
 
     async def _settle(self, ticket: str, used: Amounts, s_max: float) -> None:
-        if not await give_back(partial(self._scripts.settle, ticket, used), s_max=s_max):
-            self._unsettled_count += 1
-            log.warning("settlement_lost", endpoint=self.endpoint, ticket=ticket)
+        if await give_back(partial(self._scripts.settle, ticket, used), s_max=s_max):
+            return
+        log.warning("settlement_late", endpoint=self.endpoint, ticket=ticket)
+        if len(self._unsettled) < UNSETTLED_MAX:
+            until_s = trio.current_time() + self._settings.reservation_lease_s
+            self._unsettled[ticket] = (until_s, used)
+        if not self._is_settling:
+            self._is_settling = True
+            self._nursery.start_soon(self._settle_late)
+
+    async def _settle_late(self) -> None:
+        """Make good what is unsettled, oldest first; until there is nothing left."""
+        try:
+            while self._unsettled:
+                ticket, (until_s, used) = next(iter(self._unsettled.items()))
+                if until_s > trio.current_time():
+                    try:
+                        await self._scripts.settle(ticket, used)
+                    except RedisError:
+                        await trio.sleep(LATE_RETRY_S)
+                        continue
+                del self._unsettled[ticket]
+        finally:
+            self._is_settling = False
 
     def _correct_soon(self, *, least: Amounts = NOTHING, closed_s: float = 0.0) -> None:
         correct = partial(self._scripts.correct, least=least, closed_s=closed_s)
-        self._nursery.start_soon(partial(give_back, correct, s_max=GIVE_BACK_S_MAX))
+        self._nursery.start_soon(self._try, correct)
 
     async def _renew(self) -> None:
         """Prolong the leases of what runs for long; until cancelled."""
@@ -297,5 +329,14 @@ class EndpointBudget:
             await trio.sleep(self._settings.reservation_lease_s / RENEWALS_PER_LEASE)
             running = sorted(self._running)
             for at in range(0, len(running), RENEW_MAX):
-                renew = partial(self._scripts.renew, running[at : at + RENEW_MAX])
-                await give_back(renew, s_max=GIVE_BACK_S_MAX)
+                await self._try(partial(self._scripts.renew, running[at : at + RENEW_MAX]))
+
+    async def _try(self, run: Callable[[], Awaitable[object]]) -> None:
+        """Run what nobody waits for; a failure is logged, as it must not end the worker."""
+        error = None
+        try:
+            if await give_back(run, s_max=GIVE_BACK_S_MAX):
+                return
+        except RedisError as refusal:
+            error = str(refusal)
+        log.warning("budget_not_told", endpoint=self.endpoint, error=error)

@@ -3,7 +3,9 @@
 It exists while there are tickets. Each look (budget_pass.lua) renews the worker's lease, admits
 what may go and learns the places of the rest. In between it sleeps on the wake stream: until the
 head may go, if the head is this worker's; else until the head's owner, a settlement or a newcomer
-wakes it; and never longer than a third of the lease, which is all that a closed gate costs.
+wakes it; and never longer than a third of the lease, which is all that a closed gate costs. Nor
+does it trust Redis to end a sleep: a server that hangs is found out by the next look, and whoever
+waits is told so within `wait_s`.
 
 Memory: `line_max` tickets in all workers together, about 1 KiB each.
 """
@@ -23,6 +25,10 @@ from .quota import Amounts, Outlook, Told
 from .scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued
 
 LOOKS_PER_LEASE: Final = 3
+LOOK_S_MIN: Final = 0.5
+"""What a look gets even where the worker itself was held up for longer than `wait_s`."""
+LATE_S_MAX: Final = 0.25
+"""How late Redis may be in ending a sleep."""
 PLACES_S: Final = 0.25
 """Between two looks at all places, which cost Redis about 0.5 µs for everyone in line."""
 
@@ -87,6 +93,9 @@ class Line:
         self._wait_s = wait_s
         self._waiting: dict[str, Ticket] = {}
         """In Redis' line as far as this worker knows, and not decided."""
+        self._early: dict[str, Amounts] = {}
+        """Admitted by the last look while the reply that had put them in line was still unread: the
+        two came together, and trio runs the tasks they wake in any order."""
         self._is_running = False
         self.looks_count = 0
 
@@ -109,6 +118,10 @@ class Line:
 
         Cancellation: the ticket may be in line, or admitted; the caller ends it.
         """
+        early = self._early.pop(ticket.id, None)
+        if early is not None:
+            await trio.lowlevel.checkpoint()
+            return early
         ticket.rank = queued.rank
         self._waiting[ticket.id] = ticket
         try:
@@ -131,12 +144,13 @@ class Line:
             while self._waiting:
                 asked_s = trio.current_time()
                 is_full = asked_s - placed_s >= PLACES_S
+                late_s = answered_s + self._wait_s
                 try:
-                    with trio.fail_after(max(0.0, answered_s + self._wait_s - asked_s)):
+                    with trio.fail_after(max(LOOK_S_MIN, late_s - asked_s)):
                         passed = await self._look(is_full=is_full)
-                except trio.TooSlowError:
-                    self._refuse_all()
-                except RedisError:
+                except (trio.TooSlowError, RedisError):
+                    if trio.current_time() >= late_s:
+                        self._refuse_all()
                     placed_s = -math.inf  # what was admitted may have been lost with the reply
                     await trio.sleep(RETRY_S)
                 else:
@@ -155,6 +169,7 @@ class Line:
         in_line = dict(self._waiting)
         self.looks_count += 1
         passed = await self._scripts.look(self._worker, is_full=is_full)
+        self._early = {name: passed.spent for name in passed.admitted if name not in in_line}
         for name in passed.admitted:
             ticket = in_line.pop(name, None)
             if ticket is not None and self._waiting.pop(name, None) is not None:
@@ -192,7 +207,7 @@ class Line:
 
     async def _sleep(self, passed: Passed) -> None:
         """Until there may be something to do."""
-        sleep_s = self._scripts.worker_lease_s / LOOKS_PER_LEASE
+        sleep_s = min(self._scripts.worker_lease_s, self._wait_s) / LOOKS_PER_LEASE
         if passed.is_mine and passed.outlook.head_s is not None:
             sleep_s = min(sleep_s, passed.outlook.head_s)
         deadline_s, wake_id = trio.current_time() + sleep_s, passed.wake_id
@@ -201,10 +216,12 @@ class Line:
             if block_ms <= 0:
                 await trio.lowlevel.checkpoint()
                 return
+            reply: Any = {}
             try:
-                reply = await self._redis.execute_command(
-                    "XREAD", "BLOCK", block_ms, "STREAMS", self._scripts.wake_key, wake_id
-                )
+                with trio.move_on_at(deadline_s + LATE_S_MAX):
+                    reply = await self._redis.execute_command(
+                        "XREAD", "BLOCK", block_ms, "STREAMS", self._scripts.wake_key, wake_id
+                    )
             except RedisError:
                 await trio.sleep(min(RETRY_S, sleep_s))
                 return

@@ -38,6 +38,9 @@ Rate limits, "Rate limits in headers". `anthropic-ratelimit-tokens-remaining` is
 repeats whichever limit is the nearest.
 """
 
+DIGITS_MAX: Final = 15
+"""Of a number in a header; int() refuses thousands of them with an error."""
+
 
 @attrs.frozen
 class Ask:
@@ -117,7 +120,7 @@ class Capacity:
         least = list(NOTHING)
         for name, dimension in REMAINING.items():
             text, quota = headers.get(name, ""), self.quota[dimension]
-            if quota and text.isascii() and text.isdigit():
+            if quota and text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX:
                 least[dimension] = max(0, quota - int(text))
         a, b, c, d = least
         return (a, b, c, d)

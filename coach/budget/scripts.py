@@ -13,13 +13,13 @@ from typing import Any, Final, TypeVar
 
 import attrs
 import trio
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import (
-    MasterDownError,
+    ClusterDownError,
     OutOfMemoryError,
     ReadOnlyError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..errors import Overloaded
 from ..store import NotSent, Redis, RedisError, Script, script
@@ -27,12 +27,13 @@ from .quota import Amounts, Outlook
 
 UNAVAILABLE: Final = (
     RedisConnectionError,
-    MasterDownError,
+    ClusterDownError,
     OutOfMemoryError,
     ReadOnlyError,
     TryAgainError,
 )
-"""What Redis says, or its client, when a later try may succeed."""
+UNAVAILABLE_CODES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+"""What it says when a later try may succeed; for these codes redis-py has no classes."""
 
 RETRY_S: Final = 0.05
 """Between two tries."""
@@ -40,6 +41,8 @@ GIVE_BACK_S_MAX: Final = 1.0
 """How long leaving may be held up by a settlement; beyond it the lease sees to it."""
 LAST_TRY_S_MAX: Final = 0.1
 """Likewise after Redis was away for as long as a request may wait."""
+GATE_S_MAX: Final = 3600.0
+"""The longest that a provider's word can keep everybody away."""
 
 T = TypeVar("T")
 
@@ -52,6 +55,11 @@ def assembled(name: str) -> Script:
     )
     source = "\n".join(script(part).source for part in (*libraries, name))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def may_pass(error: RedisError) -> bool:
+    """Whether Redis says, or its client, that a later try may succeed."""
+    return isinstance(error, UNAVAILABLE) or str(error).startswith(UNAVAILABLE_CODES)
 
 
 @attrs.define
@@ -77,8 +85,9 @@ class Insistence:
                     return await run()
                 except NotSent:
                     self.may_have_run = before
-                except UNAVAILABLE:
-                    pass
+                except RedisError as error:
+                    if not may_pass(error):
+                        raise
                 await trio.sleep(RETRY_S)
         raise Overloaded("the shared limits cannot be reached now", retry_after_s=self.wait_s)
 
@@ -88,13 +97,18 @@ async def give_back(run: Callable[[], Awaitable[object]], *, s_max: float) -> bo
 
     Returns:
       Whether it is done; if not, a lease or the sliding of the window will do it.
+
+    Raises:
+      RedisError: the script, or the server, refuses it for good.
     """
     with trio.CancelScope(shield=True) as scope:
         scope.deadline = trio.current_time() + s_max
         while True:
             try:
                 await run()
-            except UNAVAILABLE:
+            except RedisError as error:
+                if not may_pass(error):
+                    raise
                 await trio.sleep(RETRY_S)
             else:
                 return True
@@ -259,7 +273,7 @@ class EndpointScripts:
 
     async def correct(self, *, least: Amounts, closed_s: float) -> None:
         """See budget_correct.lua."""
-        await self._run("correct", _packed(least), min(3_600_000, round(closed_s * 1000)))
+        await self._run("correct", _packed(least), round(min(closed_s, GATE_S_MAX) * 1000))
 
     async def statistics(self) -> Standing:
         """See budget_statistics.lua."""

@@ -28,7 +28,6 @@ end
 spend(window, window.now_s, others)
 if closed_ms > gate_ms() then
   redis.call("HSET", spend_key, "gate", string.format("%.0f", now_ms + closed_ms))
-  ttl_s = math.max(ttl_s, math.ceil(closed_ms / 1000) + WINDOW_S)
 end
 finish("")
 return packed(window.sum)

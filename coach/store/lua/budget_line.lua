@@ -28,7 +28,8 @@ however long answers take.
 Pacing: a bare window, once full, goes on as it began: a burst, then silence until the burst has slid
 out. So those who waited in line go at the highest rate that can go on without ever stopping: the
 largest r with r * t <= what is free now + what slides out within t, for every t up to the window's
-length. Waiting tickets go while their credit is not negative; it grows with r, to one second of it.
+length. Waiting tickets go while their credit is not negative; it grows with r, to one second of it,
+and never falls below a whole window's worth, which is the longest that anything can weigh.
 What finds no line goes at once: a burst after an idle spell is not paced.
 ]]
 local spend_key, line_key, tickets_key, leases_key, wake_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -96,7 +97,7 @@ local function settle_window(record, used)
   end
   change[OUTPUT] = 0
   spend(window, record.second, change)
-  window.sum[OUTPUT] = window.sum[OUTPUT] - record.ask[OUTPUT]
+  window.sum[OUTPUT] = math.max(0, window.sum[OUTPUT] - record.ask[OUTPUT])
   if used[OUTPUT] > 0 then
     spend(window, window.now_s, { 0, 0, used[OUTPUT], 0 })
   end
@@ -135,6 +136,12 @@ local function begin()
   end
 end
 
+-- Milliseconds until the gate opens; 0: it is open.
+local function gate_ms()
+  local gate = tonumber(redis.call("HGET", spend_key, "gate"))
+  return gate and math.max(0, gate - now_ms) or 0
+end
+
 -- Write the window, keep the keys alive, and wake whoever is at the head now.
 -- Called last by every script that writes; `self` is the worker that will look anyhow.
 local function finish(self)
@@ -143,16 +150,10 @@ local function finish(self)
     redis.call("XADD", wake_key, "MAXLEN", WAKE_MAX, "*", "w", owner_of(head))
     redis.call("EXPIRE", wake_key, ttl_s)
   end
-  close_window(window, ttl_s)
+  close_window(window, math.max(ttl_s, math.ceil(gate_ms() / 1000) + WINDOW_S))
   redis.call("EXPIRE", line_key, ttl_s)
   redis.call("EXPIRE", tickets_key, ttl_s)
   redis.call("EXPIRE", leases_key, ttl_s)
-end
-
--- Milliseconds until the gate opens; 0: it is open.
-local function gate_ms()
-  local gate = tonumber(redis.call("HGET", spend_key, "gate"))
-  return gate and math.max(0, gate - now_ms) or 0
 end
 
 -- Whether the ask fits at this moment, pacing aside.
@@ -192,9 +193,12 @@ local function credit_now(rates)
   return credit
 end
 
-local function write_credit(credit)
-  local text = string.format("%.0f %.3f %.3f %.3f %.3f", now_ms, credit[1], credit[2], credit[3], credit[4])
-  redis.call("HSET", spend_key, "credit", text)
+local function write_credit(at_ms, credit)
+  local texts = { string.format("%.0f", at_ms) }
+  for d = 1, DIMENSIONS do
+    texts[1 + d] = string.format("%.3f", hard[d] > 0 and math.max(-hard[d], credit[d]) or 0)
+  end
+  redis.call("HSET", spend_key, "credit", table.concat(texts, " "))
 end
 
 -- Milliseconds until the head of the line may go; 0: now; -1: when something is given back.

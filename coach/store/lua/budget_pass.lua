@@ -57,7 +57,7 @@ while #admitted < PASS_MAX do
   admitted[#admitted + 1] = head
 end
 if #admitted > 0 then
-  write_credit(credit)
+  write_credit(now_ms, credit)
 end
 
 local waiting, positions = {}, {}

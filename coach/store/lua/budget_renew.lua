@@ -11,7 +11,7 @@ if not is_int_in(#ARGV - 3, 1, 1000) then
   return redis.error_reply("COACH_BADARG tickets")
 end
 
-begin()
+-- First, or a lease that has just ended might end in the very call that prolongs it.
 local count = 0
 for i = 4, #ARGV do
   if redis.call("ZSCORE", leases_key, "t:" .. ARGV[i]) then
@@ -19,5 +19,6 @@ for i = 4, #ARGV do
     count = count + 1
   end
 end
+begin()
 finish("")
 return count

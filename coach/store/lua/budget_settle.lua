@@ -27,13 +27,12 @@ else
   if record and record.state == "admitted" then
     settle_window(record, used)
     if redis.call("HEXISTS", spend_key, "credit") == 1 then
-      local stored = vector(redis.call("HGET", spend_key, "credit"), 1 + DIMENSIONS)
+      local stored, credit = vector(redis.call("HGET", spend_key, "credit"), 1 + DIMENSIONS), {}
       for d = 1, DIMENSIONS do
         -- What was asked for and not used was paid for with credit that others may have.
-        stored[1 + d] = stored[1 + d] + record.ask[d] - used[d]
+        credit[d] = stored[1 + d] + record.ask[d] - used[d]
       end
-      redis.call("HSET", spend_key, "credit",
-        string.format("%.0f %.3f %.3f %.3f %.3f", stored[1], stored[2], stored[3], stored[4], stored[5]))
+      write_credit(stored[1], credit)
     end
     reply = "settled"
   elseif record then

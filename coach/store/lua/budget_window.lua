@@ -10,6 +10,9 @@ A window is a HASH with a number per dimension in every value, "a b …":
 A bucket counts from its second on for length_s seconds. With length 60 whatever is spent counts
 for 59 to 60 s; with 61 for 60 to 61 s, so that no 60 s however cut hold more than the limit.
 
+A clock that was set back (a failover to a server whose clock lags) stands still for the window until
+it has caught up; set back by more than length_s, all that counts is taken to be spent now.
+
 Cost  O(dimensions); once a second O(seconds since the last call), at most length_s.
 ]]
 local function vector(text, dimensions)
@@ -65,21 +68,21 @@ local function open_window(key, dimensions, length_s, now_ms)
   if swept == nil then
     return w
   end
-  if swept >= w.swept then
-    w.swept = swept -- the clock was set back: buckets before it would never be swept
-    w.now_s = math.max(w.now_s, swept + 1)
+  local is_set_back = swept > w.swept + length_s
+  if swept >= w.swept and not is_set_back then
+    w.swept, w.now_s = swept, swept + length_s
     return w
   end
   local fields = {}
-  for second = swept + 1, math.min(w.swept, swept + length_s) do
+  for second = swept + 1, is_set_back and swept + length_s or math.min(w.swept, swept + length_s) do
     fields[#fields + 1] = tostring(second)
   end
-  local buckets, gone = redis.call("HMGET", key, unpack(fields)), {}
+  local buckets, gone, total = redis.call("HMGET", key, unpack(fields)), {}, vector("", dimensions)
   for i = 1, #fields do
     if buckets[i] then
       local values = vector(buckets[i], dimensions)
       for d = 1, dimensions do
-        w.sum[d] = w.sum[d] - values[d]
+        total[d] = total[d] + values[d]
       end
       gone[#gone + 1] = fields[i]
     end
@@ -87,12 +90,22 @@ local function open_window(key, dimensions, length_s, now_ms)
   if #gone > 0 then
     redis.call("HDEL", key, unpack(gone))
   end
+  if is_set_back then
+    redis.call("HSET", key, tostring(w.now_s), packed(total))
+  else
+    for d = 1, dimensions do
+      w.sum[d] = w.sum[d] - total[d]
+    end
+  end
   redis.call("HSET", key, "sum", packed(w.sum), "swept", w.swept)
   return w
 end
 
 -- Spend (or, with negative amounts, give back) in a second; false when that second no longer counts.
 local function spend(w, second, amounts)
+  if second > w.now_s + w.length_s then
+    second = w.now_s -- of before the clock was set back
+  end
   if second <= w.swept then
     return false
   end
