@@ -90,7 +90,7 @@ def test_what_is_asked_about_comes_as_the_next_thing_to_do(focus: str, label: st
 
 def test_the_same_draft_gets_other_comments_for_another_question() -> None:
     answers = [
-        feedback(prompt(ESSAYS[0].text, focus)) for focus in ("", "style", "ending", "variety")
+        feedback(prompt(ESSAYS[0].text, focus)) for focus in ("", "style", "ending", "opening")
     ]
 
     assert len(set(answers)) == 4
