@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import attrs
 import pytest
-import trio
 
 from coach.budget import scripts
-from coach.budget.quota import Amounts
+from coach.budget.quota import NOTHING, Amounts
 from coach.store import Redis, Script
 
 CLOCK = "clock"
 
 
-def use_clock(monkeypatch: pytest.MonkeyPatch, edit: Callable[[str], str] = str) -> None:
-    """Let the scripts read the time from a key instead of the server's clock.
-
-    Args:
-      monkeypatch: the test's own.
-      edit: a further change of every script's source.
-    """
+def edit_scripts(monkeypatch: pytest.MonkeyPatch, *edits: tuple[str, str]) -> None:
+    """Replace text in the sources of the scripts, in whichever it stands."""
     assembled = scripts.assembled
 
     @cache
-    def clocked(name: str) -> Script:
+    def edited(name: str) -> Script:
         source = assembled(name).source
-        assert 'redis.call("TIME")' in source
-        source = edit(source.replace('redis.call("TIME")', f'redis.call("HMGET", "{CLOCK}", 1, 2)'))
+        for old, new in edits:
+            assert old in source or name.startswith("limit_"), old
+            source = source.replace(old, new)
         return Script(name, source, hashlib.sha1(source.encode()).hexdigest())
 
-    monkeypatch.setattr(scripts, "assembled", clocked)
+    monkeypatch.setattr(scripts, "assembled", edited)
+
+
+def use_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scripts read the time from a key instead of the server's clock."""
+    edit_scripts(monkeypatch, ('redis.call("TIME")', f'redis.call("HMGET", "{CLOCK}", 1, 2)'))
+
+
+def use_window(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """Let an endpoint's window be strict over `seconds` instead of 60."""
+    edit_scripts(
+        monkeypatch, ("WINDOW_S, OUTPUT = 4, 61, 3", f"WINDOW_S, OUTPUT = 4, {seconds + 1}, 3")
+    )
 
 
 @attrs.define
@@ -89,41 +94,22 @@ async def spent(redis: Redis, endpoint: str) -> Window:
 
 async def line_of(redis: Redis, endpoint: str) -> list[str]:
     """The tickets in line, in order."""
-    return [ticket.decode() for ticket in await redis.zrange(f"line:{{{endpoint}}}", 0, -1)]
+    tickets = await redis.execute_command("ZRANGE", f"line:{{{endpoint}}}", 0, -1)
+    return [ticket.decode() for ticket in tickets]
 
 
 async def tickets_of(redis: Redis, endpoint: str) -> dict[str, str]:
     """Tickets and their states, without those that have ended."""
-    records = await redis.hgetall(f"tickets:{{{endpoint}}}")
+    records = await redis.execute_command("HGETALL", f"tickets:{{{endpoint}}}")
     states = {ticket.decode(): value.split()[0].decode() for ticket, value in records.items()}
     return {ticket: state for ticket, state in states.items() if state != "ended"}
 
 
-@attrs.define(eq=False)
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when the task that entered `armed` yields for the `step`-th time."""
-
-    step: int
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    fired: bool = False
-    _task: trio.lowlevel.Task | None = None
-    _steps_count: int = 0
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's hook."""
-        if task is self._task:
-            self._steps_count += 1
-            if self._steps_count == self.step:
-                self.fired = True
-                self.scope.cancel()
-
-    @contextmanager
-    def armed(self) -> Iterator[None]:
-        """Count the steps of the present task; the cancellation ends here."""
-        self._task = trio.lowlevel.current_task()
-        trio.lowlevel.add_instrument(self)
-        try:
-            with self.scope:
-                yield
-        finally:
-            trio.lowlevel.remove_instrument(self)
+async def assert_nothing_left(
+    redis: Redis, endpoint: str, *, used: tuple[int, ...] = NOTHING
+) -> None:
+    """No reservation, no ticket, nobody in line; the window holds what was used."""
+    window = await spent(redis, endpoint)
+    assert await line_of(redis, endpoint) == []
+    assert await tickets_of(redis, endpoint) == {}
+    assert window.sum == window.in_buckets == used
