@@ -129,7 +129,7 @@ class Stream:
 
     def go_away(self) -> None:
         """GOAWAY that does not cover this stream."""
-        self._connection.go_away(last_stream_id=self.id - 1)
+        self._connection.go_away(last_stream_id=max(0, self.id - 2))
 
     def pump(self) -> bool:
         """Send what is pending as far as the windows permit; whether all of it has gone."""

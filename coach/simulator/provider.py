@@ -156,7 +156,7 @@ async def open_provider(
     provider = Provider(account, context, listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(provider.run_pacing)
-        nursery.start_soon(trio.serve_listeners, provider.serve, listeners)
+        await nursery.start(trio.serve_listeners, provider.serve, listeners)
         try:
             yield provider
         finally:

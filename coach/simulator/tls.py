@@ -69,17 +69,12 @@ class Wire:
           trio.TooSlowError: it took longer than HANDSHAKE_S_MAX.
         """
         with trio.fail_after(HANDSHAKE_S_MAX):
-            while True:
-                try:
-                    self._tls.do_handshake()
-                except ssl.SSLWantReadError:
-                    await self._stream.send_all(self._outgoing.read())
-                    data = await self._stream.receive_some(READ_BYTES)
-                    if not data:
-                        raise trio.BrokenResourceError("closed in the handshake") from None
-                    self._incoming.write(data)
-                else:
-                    break
+            while not self._agreed():
+                await self._stream.send_all(self._outgoing.read())
+                data = await self._stream.receive_some(READ_BYTES)
+                if not data:
+                    raise trio.BrokenResourceError("closed in the handshake")
+                self._incoming.write(data)
             await self._stream.send_all(self._outgoing.read())
         return self._tls.selected_alpn_protocol()
 
@@ -172,6 +167,14 @@ class Wire:
                     os.write(self._fd, self._outgoing.read())
         self._ended = True
         self._stream.socket.close()
+
+    def _agreed(self) -> bool:
+        """Take the handshake as far as what has arrived permits; whether it is over."""
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
 
     def _decrypt(self) -> bytes | None:
         parts: list[bytes] = []

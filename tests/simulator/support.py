@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ class Bench:
 
 def client_of(provider: Provider, data_dir: Path, **options: Any) -> httpx.AsyncClient:
     """An HTTP/2 client that trusts the simulator."""
-    context = httpx.create_ssl_context(verify=str(data_dir / CA_NAME))
+    context = ssl.create_default_context(cafile=str(data_dir / CA_NAME))
     headers = {name.decode(): value.decode() for name, value in HEADERS.items()}
     return httpx.AsyncClient(
         **{
