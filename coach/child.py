@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,32 @@ async def stop_child(process: Process, *, within_s: float) -> None:
     if process.poll() is None:
         process.kill()
         process.wait()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process, anybody's, has not ended. One that nobody has waited for yet has."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # not on this system: cannot tell a zombie
+        return _answers_signals(pid)
+    try:
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        return not ended.poll(0)
+    finally:
+        os.close(pidfd)
+
+
+def _answers_signals(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def how_it_ended(code: int) -> str:

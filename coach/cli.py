@@ -17,7 +17,7 @@ import trio
 import typer
 
 from . import __version__, config
-from .errors import CoachError
+from .errors import CoachError, first_error
 
 cli = typer.Typer(
     name="coach",
@@ -42,18 +42,11 @@ def main() -> None:
     try:
         cli()
     except* CoachError as group:  # nurseries pass errors on in groups
-        sys.stderr.write(f"coach: {_first(group)}\n")
+        sys.stderr.write(f"coach: {first_error(group)}\n")
         code = 2
     except* KeyboardInterrupt:
         code = 130
     sys.exit(code)
-
-
-def _first(group: BaseExceptionGroup[CoachError]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _load(path: Path | None, data_dir: Path | None = None) -> config.Settings:

@@ -6,7 +6,9 @@ ends a request. Rooms add subclasses of their own beside the code that raises th
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar, cast
+
+E = TypeVar("E", bound=BaseException)
 
 Code = Literal[
     "bad_message",
@@ -29,6 +31,14 @@ class CoachError(Exception):
     code: ClassVar[Code] = "internal"
     retry_after_s: float | None = None
     """Seconds after which the same request may succeed, where that is known."""
+
+
+def first_error(error: BaseExceptionGroup[E]) -> E:
+    """The first of an exception group's leaves, however deep."""
+    first: BaseException = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return cast("E", first)
 
 
 class ConfigurationError(CoachError):

@@ -75,12 +75,15 @@ async def supervise(
             supervisor = await stack.enter_async_context(
                 _open_supervisor(settings.server, application, listener, metrics_dir)
             )
+            if not await supervisor.start(signals):
+                return
             on_ready(f"http://{_address(listener)}")
             async for number in signals:
                 if number == signal.SIGHUP:
                     supervisor.replace_all()
                 else:
                     break
+            listener.close()  # who connects now is refused at once, and another coach may listen
             await supervisor.stop(signals)
 
 
@@ -98,13 +101,15 @@ def open_listener(server: config.Server) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
             listener.listen(server.backlog)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise ConfigurationError(f"server.bind: {server.bind}: {_advice(error)}") from error
         listener.set_inheritable(True)
         yield listener
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "not the name of a host"
     if error.errno == errno.EADDRINUSE:
         return "the port is in use: stop what listens there, or choose another port"
     if error.errno == errno.EACCES:
@@ -136,11 +141,10 @@ class _NotStarted(Exception):
 async def _open_supervisor(
     server: config.Server, application: str, listener: socket.socket, metrics_dir: Path
 ) -> AsyncIterator[_Supervisor]:
-    """Start all workers; leaving the block ends what is left of them at once."""
+    """Without workers; leaving the block ends at once what has been started and is left."""
     async with trio.open_nursery() as nursery:
         supervisor = _Supervisor(server, application, listener, metrics_dir, nursery)
         try:
-            await supervisor.start()
             yield supervisor
         finally:
             nursery.cancel_scope.cancel("the supervisor ends")
@@ -169,8 +173,8 @@ class _Supervisor:
 
     # -- start and end ---------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start every slot's first worker.
+    async def start(self, signals: AsyncIterator[int]) -> bool:
+        """Start every slot's first worker; False when SIGTERM or SIGINT came before all are ready.
 
         Raises:
           ConfigurationError: one of them cannot start.
@@ -179,16 +183,22 @@ class _Supervisor:
 
         async def first(slot: _Slot) -> None:
             try:
-                await self._fill(slot)
+                await self._fill(slot, instead_of=None)
             except _NotStarted as error:
                 failures.append(error)
                 starting.cancel_scope.cancel("one worker cannot start")
 
-        async with trio.open_nursery() as starting:
-            for slot in self._slots:
-                starting.start_soon(first, slot)
+        is_asked_to_stop = True
+        async with trio.open_nursery() as watching:
+            watching.start_soon(self._cancel_on_signal, signals, watching.cancel_scope)
+            async with trio.open_nursery() as starting:
+                for slot in self._slots:
+                    starting.start_soon(first, slot)
+            is_asked_to_stop = False
+            watching.cancel_scope.cancel("the workers have started, or one cannot")
         if failures:
             raise ConfigurationError(str(failures[0])) from failures[0]
+        return not is_asked_to_stop
 
     async def stop(self, signals: AsyncIterator[int]) -> None:
         """Drain all workers; at most `drain_s`, or until another SIGTERM or SIGINT comes."""
@@ -196,7 +206,7 @@ class _Supervisor:
         for process in self._processes:
             process.terminate()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hurry, signals, nursery.cancel_scope)
+            nursery.start_soon(self._cancel_on_signal, signals, nursery.cancel_scope)
             with trio.move_on_after(self._drain_s + KILL_MARGIN_S):
                 for process in list(self._processes):
                     await exited(process)
@@ -205,10 +215,10 @@ class _Supervisor:
         if left:
             log.warning("workers_killed", pids=left, drain_s=self._drain_s)
 
-    async def _hurry(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async def _cancel_on_signal(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         async for number in signals:
             if number != signal.SIGHUP:
-                scope.cancel("asked to stop a second time")
+                scope.cancel("asked to stop")
 
     def kill_all(self) -> None:
         """End what is left, without ceremony."""
@@ -228,15 +238,19 @@ class _Supervisor:
         for slot in self._slots:
             old = slot.worker
             try:
-                await self._fill(slot)
+                await self._fill(slot, instead_of=old)
             except _NotStarted as error:
                 log.error("replacement_failed", slot=slot.name, reason=str(error))
                 break
             if old is not None:
-                old.terminate()
+                self._nursery.start_soon(self._retire, old)
         else:
             log.info("workers_replaced", count=len(self._slots))
         self._replacing = False
+
+    async def _retire(self, process: Process) -> None:
+        """Drain a worker that was replaced, for as long as at the end of all."""
+        await stop_child(process, within_s=self._drain_s + KILL_MARGIN_S)
 
     async def _watch(self, slot: _Slot, process: Process) -> None:
         """Wait for a worker's end; fill its slot again if it was not meant to end."""
@@ -254,7 +268,7 @@ class _Supervisor:
         pause_s = PAUSE_S[0]
         for _ in range(STARTS_MAX):
             try:
-                await self._fill(slot)
+                await self._fill(slot, instead_of=None)
             except _NotStarted as error:
                 log.error("worker_not_started", slot=slot.name, reason=str(error), again_s=pause_s)
             else:
@@ -263,13 +277,18 @@ class _Supervisor:
             pause_s = min(2 * pause_s, PAUSE_S[1])
         log.critical("slot_stays_empty", slot=slot.name, advice="mend it, then send SIGHUP")
 
-    async def _fill(self, slot: _Slot) -> None:
+    async def _fill(self, slot: _Slot, *, instead_of: Process | None) -> None:
         """Start a worker and, once it is ready, make it the slot's own.
+
+        Nothing is done where somebody else has filled the slot meanwhile: a worker may die while
+        the one that replaces it starts.
 
         Raises:
           _NotStarted: it is not ready, and gone. The slot is as it was.
         """
         async with slot.changing:
+            if slot.worker is not instead_of:
+                return
             slot.worker = process = await self._start_worker(slot)
         self._nursery.start_soon(self._watch, slot, process)
 

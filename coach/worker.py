@@ -16,7 +16,7 @@ from hypercorn.trio import serve
 from hypercorn.utils import LifespanFailureError
 
 from . import config
-from .errors import ConfigurationError
+from .errors import ConfigurationError, first_error
 
 READY: Final = b"ready\n"
 CONFIGURATION_EXIT: Final = 2
@@ -87,7 +87,4 @@ async def _terminated() -> None:
 
 def _reason(group: BaseExceptionGroup[Exception]) -> str:
     """The application's own words, without hypercorn's around them (a test pins these)."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error).removeprefix("Lifespan failure in startup. '").removesuffix("'")
+    return str(first_error(group)).removeprefix("Lifespan failure in startup. '").removesuffix("'")

@@ -35,6 +35,7 @@ from hypercorn.typing import AppWrapper, LifespanState
 from hypercorn.typing import Event as HypercornEvent
 
 from .. import config as settings
+from ..errors import first_error
 from .framing import Head, Refusal, Requests, destination
 
 log = structlog.get_logger()
@@ -152,7 +153,7 @@ class Edge(TCPServer):
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has gone
         except* Exception as group:
-            log.error("connection_failed", error=_first(group))
+            log.error("connection_failed", error=f"{first_error(group)!r:.200}")
 
     async def _serve(self) -> None:
         if isinstance(self.stream, trio.SSLStream) and not await self._shake_hands(self.stream):
@@ -370,10 +371,3 @@ async def _refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
         pass
     finally:
         await trio.aclose_forcefully(stream)
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return repr(error)[:200]

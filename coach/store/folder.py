@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self, final
 
+from ..child import is_running
 from ..errors import ConfigurationError
 
 SOCKET_PATH_BYTES_MAX: Final = 100
@@ -132,10 +133,4 @@ class Lock:
         said = self._file.read(20)
         if not said.isdecimal():
             return None
-        try:
-            os.kill(int(said), 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass  # another user's
-        return int(said)
+        return int(said) if is_running(int(said)) else None

@@ -22,6 +22,7 @@ import hiredis
 import outcome
 import trio
 
+from ..errors import first_error
 from .errors import ConnectionLost, NotSent, RedisConnectionError
 from .wire import NO_REPLY, TRANSPORT_ERRORS, Limits, Wire, backoff_s
 
@@ -158,7 +159,7 @@ class Link:
                 nursery.start_soon(self._read, wire)
         except* TRANSPORT_ERRORS as group:
             # What the watch found comes before what its closing the connection brought about.
-            self._error = self._error or _first(group)  # type: ignore[redundant-expr]
+            self._error = self._error or first_error(group)  # type: ignore[redundant-expr]
         finally:
             self._wire = None
             wire.abort()
@@ -226,11 +227,3 @@ class Link:
                 late.__cause__ = cause
                 oldest.finish(outcome.Error(late))
             await trio.sleep_until((oldest.queued_at if oldest else now) + wait_s)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> Exception:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error

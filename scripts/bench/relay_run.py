@@ -21,7 +21,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from coach.errors import ConfigurationError
+from coach.errors import ConfigurationError, first_error
 from coach.simulator.corpus import load_essays
 from coach.store import open_embedded
 
@@ -58,16 +58,19 @@ def main() -> int:
         load_processes=options.load_processes or math.ceil(options.clients / 300),
     )
     console = Console()
+    figures: dict[str, Any] | None = None
+    complaint = ""
     try:
-        figures = trio.run(_measure, plan, console, strict_exception_groups=False)
-    except trio.TooSlowError:
-        print("relay: the clients did not come up in time", file=sys.stderr)
+        figures = trio.run(_measure, plan, console)
+    except* trio.TooSlowError:
+        complaint = "the clients did not come up in time"
+    except* ConfigurationError as group:
+        complaint = str(first_error(group))
+    except* KeyboardInterrupt:
+        complaint = "interrupted"
+    if figures is None:
+        print(f"relay: {complaint}", file=sys.stderr)
         return 2
-    except ConfigurationError as error:
-        print(f"relay: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
     console.print(_table(plan, figures))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -100,22 +100,24 @@ async def test_an_upgrade_follows_plain_http_on_a_kept_alive_connection() -> Non
 
 
 async def test_a_kept_alive_websocket_outlives_the_keep_alive_timeout() -> None:
-    async with open_server(keep_alive_s=0.2) as server:
-        async with await server.connect() as stream, trio.open_nursery() as nursery:
-            await stream.send_all(GET)
-            await answer(stream, b"hello")
-            websocket = await wrap_client_stream(nursery, stream, "h", "/ws")
-            await trio.sleep(0.5)
-            await websocket.send_message("still here")
-            assert await websocket.get_message() == "still here"
-            await websocket.aclose()
+    async with (
+        open_server(keep_alive_s=0.2) as server,
+        await server.connect() as stream,
+        trio.open_nursery() as nursery,
+    ):
+        await stream.send_all(GET)
+        await answer(stream, b"hello")
+        websocket = await wrap_client_stream(nursery, stream, "h", "/ws")
+        await trio.sleep(0.5)
+        await websocket.send_message("still here")
+        assert await websocket.get_message() == "still here"
+        await websocket.aclose()
 
 
 async def test_an_idle_kept_alive_connection_is_closed() -> None:
-    async with open_server(keep_alive_s=0.1) as server:
-        async with await server.connect() as stream:
-            await stream.send_all(GET)
-            assert (await everything(stream)).startswith(b"HTTP/1.1 200")
+    async with open_server(keep_alive_s=0.1) as server, await server.connect() as stream:
+        await stream.send_all(GET)
+        assert (await everything(stream)).startswith(b"HTTP/1.1 200")
 
 
 async def test_pipelined_requests_are_answered_in_order_and_the_upgrade_waits() -> None:
@@ -224,7 +226,7 @@ async def test_a_client_that_leaves_is_noticed_while_the_application_works() -> 
         await trio.sleep(0.1)
         await stream.aclose()
         with trio.fail_after(2):
-            while not server.app.disconnects:
+            while not server.app.disconnects:  # noqa: ASYNC110  an application has no events
                 await trio.sleep(0.01)
         await still_serves(server)
 

@@ -148,8 +148,10 @@ def test_a_malformed_body_never_ends_and_is_handed_on_whole() -> None:
         (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n"),
         (
             400,
-            b"POST / HTTP/1.1\r\nHost: h\r\n"
-            b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+            (
+                b"POST / HTTP/1.1\r\nHost: h\r\n"
+                b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ),
         ),
         (400, b"POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"),
         (501, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n"),

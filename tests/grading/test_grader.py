@@ -409,7 +409,6 @@ async def test_a_grader_that_stops_as_it_is_woken_wakes_another(tmp_path: Path) 
             assert await super().wait(shard, lanes, at_most_s=at_most_s)
             world.stopping.set()
             await trio.sleep_forever()
-            return True
 
     async with open_world(tmp_path, lease_s=60.0) as world:
         async with trio.open_nursery() as nursery:

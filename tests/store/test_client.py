@@ -201,9 +201,12 @@ async def test_under_load_a_loss_is_told_right_and_nobody_hangs(
                 for me in range(10):
                     nursery.start_soon(pop, me)
                 for _ in range(3):
-                    await trio.sleep(0.5)
+                    await trio.sleep(0.4)
+                    before = redis.statistics().connections_count
                     await harm(server, redis)
-                await trio.sleep(0.5)
+                    while redis.statistics().connections_count == before:  # noqa: ASYNC110
+                        await trio.sleep(0.02)  # however long the server takes to come back
+                await trio.sleep(0.4)
                 ended = True
         with trio.fail_after(5):
             counter = int(await redis.execute_command("GET", "counter"))
