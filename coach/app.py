@@ -177,11 +177,26 @@ async def _sample(backend: Backend, sessions: Sessions) -> None:
         metrics.provider_streams.set(pool.streams)
         metrics.provider_handshakes.set(pool.handshakes)
         try:
-            for lane, depth in (await backend.queue.depth()).items():
-                metrics.queue_depth.labels(lane).set(depth)
+            await _sample_shared(backend)
         except RedisError:
-            pass  # the gauge keeps its last value; /readyz says that Redis is away
+            pass  # the gauges keep their last values; /readyz says that Redis is away
         await trio.sleep(SAMPLE_S)
+
+
+async def _sample_shared(backend: Backend) -> None:
+    """What all workers have in common: a round trip for each shard and each endpoint.
+
+    Raises:
+      RedisError: it is away.
+    """
+    for lane, depth in (await backend.queue.depth()).items():
+        metrics.queue_depth.labels(lane).set(depth)
+    for endpoint in backend.endpoints:
+        budget = await endpoint.budget.statistics()
+        for lane, length in budget.line.items():
+            metrics.line_length.labels(budget.endpoint, lane).set(length)
+        for dimension, share in budget.used.items():
+            metrics.budget_used.labels(budget.endpoint, dimension).set(share)
 
 
 def _origin_is_welcome(headers: Mapping[bytes, bytes], public_origins: tuple[str, ...]) -> bool:

@@ -80,8 +80,14 @@ queue_depth: Final = Gauge(
 )
 line_length: Final = Gauge(
     "coach_line_length",
-    "Requests that wait for a provider's budget.",
-    ["endpoint"],
+    "Requests of all workers that wait for a provider's budget.",
+    ["endpoint", "lane"],
+    multiprocess_mode="livemostrecent",
+)
+budget_used: Final = Gauge(
+    "coach_budget_used_ratio",
+    "Share of a provider's quota that is spent or reserved in the rolling minute; 1 is all of it.",
+    ["endpoint", "dimension"],
     multiprocess_mode="livemostrecent",
 )
 
