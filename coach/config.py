@@ -163,7 +163,6 @@ class Grading(Section, frozen=True, kw_only=True):
     """Grades one grader process works on at once."""
     lease_s: Seconds = 10.0
     heartbeat_s: Seconds = 3.0
-    deadline_s: Seconds = 8.0
     attempts_max: Count = 5
     retry_base_s: Seconds = 0.5
     retry_s_max: Seconds = 30.0

@@ -1,6 +1,7 @@
 """The grading queue, the judges, and the grader process that brings them together."""
 
 from .grader import run_grader
+from .judges import Judge
 from .queue import Queue
 from .records import (
     LANES,
@@ -22,6 +23,7 @@ __all__ = [
     "CriterionGrade",
     "Failure",
     "Grade",
+    "Judge",
     "Lane",
     "Queue",
     "Rubric",

@@ -22,7 +22,7 @@ import trio
 from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
 from .ensemble import combine, quorum, total
-from .judges import Judge, JudgeOut
+from .judges import JudgeOut
 from .queue import Claim
 from .records import LANES
 
@@ -30,11 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .. import config
-    from ..budget import EndpointBudget
     from ..errors import Code
-    from ..providers import Provider
-    from ..store import Redis
     from .answers import Answer
+    from .judges import Judge
     from .queue import Job, Queue
     from .records import Grade
     from .rubric import Rubric
@@ -54,15 +52,12 @@ RECHECKS_PER_LEASE: Final = 4
 
 async def run_grader(
     *,
-    redis: Redis,
     queue: Queue,
-    providers: Sequence[Provider],
-    budgets: Sequence[EndpointBudget],
+    judges: Sequence[Judge],
     rubric: Rubric,
     settings: config.Grading,
     worker: str,
     stopping: trio.Event,
-    judge_output_tokens_max: int = 1_500,
 ) -> None:
     """Grade until `stopping` is set; then finish what is under way, or hand it back.
 
@@ -70,24 +65,16 @@ async def run_grader(
     second, or comes back when its lease runs out.
 
     Args:
-      redis: kept for the caller's symmetry with other services; the queue has its own handle.
       queue: whose shards are served.
-      providers: the panel, one judge each.
-      budgets: each provider's, in the same order.
-      rubric: what is judged.
+      judges: the panel; each grade asks all of them.
+      rubric: what they judge by.
       settings: lanes, concurrency, lease, heartbeat, drain time.
       worker: for the log.
       stopping: set it to end.
-      judge_output_tokens_max: ceiling of one answer.
 
     Raises:
       ExceptionGroup: a bug; operating errors are logged and survived.
     """
-    del redis
-    judges = [
-        Judge(provider, budget, rubric, output_tokens_max=judge_output_tokens_max)
-        for provider, budget in zip(providers, budgets, strict=True)
-    ]
     grader = _Grader(queue, judges, rubric, settings)
     log.info("grader_started", worker=worker, judges=[judge.name for judge in judges])
     async with trio.open_nursery() as grades:

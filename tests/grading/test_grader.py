@@ -22,6 +22,7 @@ import trio
 from coach import config
 from coach.errors import Overloaded
 from coach.grading.grader import run_grader
+from coach.grading.judges import Judge
 from coach.grading.queue import Claim, Queue, Receiver
 from coach.grading.records import LANES, Grade, SubmissionState
 from coach.providers import Prompt, ProviderError
@@ -58,10 +59,16 @@ class World:
 
     async def run_grader(self, queue: Queue | None = None, name: str = "grader") -> None:
         await run_grader(
-            redis=self.redis,
             queue=queue or self.queue,
-            providers=[provider.as_provider() for provider in self.providers],
-            budgets=[self.budget.as_budget() for _ in self.providers],
+            judges=[
+                Judge(
+                    provider.as_provider(),
+                    self.budget.as_budget(),
+                    RUBRIC,
+                    output_tokens_max=1_500,
+                )
+                for provider in self.providers
+            ],
             rubric=RUBRIC,
             settings=self.settings,
             worker=name,
