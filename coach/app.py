@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -176,10 +176,8 @@ async def _sample(backend: Backend, sessions: Sessions) -> None:
         metrics.provider_connections.set(pool.connections)
         metrics.provider_streams.set(pool.streams)
         metrics.provider_handshakes.set(pool.handshakes)
-        try:
+        with suppress(RedisError):  # the gauges keep their last values; /readyz says it is away
             await _sample_shared(backend)
-        except RedisError:
-            pass  # the gauges keep their last values; /readyz says that Redis is away
         await trio.sleep(SAMPLE_S)
 
 
