@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import ssl
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import attrs
 import httpx
 import msgspec
 import trio
-from trio_websocket import WebSocketConnection, open_websocket_url
+from trio_websocket import WebSocketConnection, wrap_client_stream
 
-from coach.store import open_embedded
+from coach.child import Process, exited, start_child, stop_child
+from coach.store import EmbeddedServer, open_embedded
 
 START_S_MAX = 30.0
 END_S_MAX = 12.0
+CLOSE_S_MAX = 1.0
+POLL_S = 0.01
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Stack:
     """What runs, and where."""
 
     url: str
     simulator_url: str
-    redis_url: str
+    redis: EmbeddedServer
     data_dir: Path
-    supervisor: trio.Process
-    grader: trio.Process | None
+    supervisor: Process
+    grader: Process | None
     _ca: str
+    _environment: Mapping[str, str]
 
     async def simulator(self) -> dict[str, float]:
         """The simulator's `/stats`."""
@@ -51,13 +53,13 @@ class Stack:
 
     async def token(self) -> str:
         """A new student's token."""
-        async with httpx.AsyncClient() as client:
+        async with plain_client() as client:
             token: str = (await client.post(f"{self.url}/api/token")).json()["token"]
             return token
 
     async def metric(self, name: str) -> float:
         """The sum of a metric's samples over its labels."""
-        async with httpx.AsyncClient() as client:
+        async with plain_client() as client:
             text = (await client.get(f"{self.url}/metrics")).text
         values = [
             float(line.rsplit(" ", 1)[1])
@@ -66,17 +68,36 @@ class Stack:
         ]
         return sum(values)
 
+    async def submission(self, token: str, submission: str) -> httpx.Response:
+        """What the API says of a submission."""
+        async with plain_client() as client:
+            return await client.get(
+                f"{self.url}/api/submissions/{submission}",
+                headers={"Authorization": f"Bearer {token}"},
+            )
+
     @asynccontextmanager
     async def student(self, token: str | None = None) -> AsyncIterator[Student]:
         """A connected student who has said hello."""
-        async with open_websocket_url(
-            f"{self.url.replace('http', 'ws', 1)}/ws", subprotocols=["coach.v1"]
-        ) as websocket:
-            student = Student(websocket)
-            await student.send(type="hello", token=token or await self.token())
+        token = token or await self.token()
+        async with open_websocket(self.url) as websocket:
+            student = Student(websocket, token)
+            await student.send(type="hello", token=token)
             welcome = await student.receive()
             assert welcome["type"] == "welcome", welcome
             yield student
+
+    def workers(self) -> set[int]:
+        """The workers' process ids."""
+        return children_of(self.supervisor.pid)
+
+    def start_grader(self) -> None:
+        """Start a grader, also in place of one that was killed."""
+        self.grader = _coach(self.data_dir, "grade", self._environment)
+
+    def log(self, name: str = "serve") -> str:
+        """What `coach <name>` and its children have written."""
+        return (self.data_dir / f"{name}.log").read_text()
 
 
 @attrs.define
@@ -84,6 +105,7 @@ class Student:
     """A bare client of coach.v1."""
 
     websocket: WebSocketConnection
+    token: str
 
     async def send(self, **message: object) -> None:
         """Send one message."""
@@ -100,6 +122,11 @@ class Student:
             pass
         return message
 
+    async def ask(self, request: str = "r", text: str = "The sea was calm that day.") -> None:
+        """Ask for feedback on a draft that is named as the request."""
+        await self.send(type="draft", draft=request, rev=1, text=text)
+        await self.send(type="feedback", request=request, draft=request)
+
 
 @asynccontextmanager
 async def open_stack(
@@ -114,59 +141,98 @@ async def open_stack(
 ) -> AsyncIterator[Stack]:
     """Start everything, wait until it serves, end it by SIGTERM and check that it ended well.
 
+    What a test kills itself is not asked how it ended.
+
     Args:
       data_dir: private to this stack.
       workers: web workers.
       grader: whether `coach grade` runs.
       simulator: further options of the simulator's command line.
-      settings: further TOML, whole sections.
+      settings: further TOML: keys of [server], then whole sections.
       provider: further lines of the provider's table.
       environ: further environment of coach's processes.
     """
-    environment = {**os.environ, **(environ or {})}
-    async with open_embedded(data_dir) as redis, trio.open_nursery() as nursery:
-        port = free_port()
-        command = [sys.executable, "-m", "coach.simulator", "--port", str(port)]
-        simulated = await _start(
-            nursery, data_dir, [*command, "--data-dir", str(data_dir), *simulator], environment
-        )
-        simulator_url, web_port = f"https://127.0.0.1:{port}", free_port()
+    path = data_dir / "coach.toml"
+    environment = {**os.environ, "COACH_CONFIG": str(path), **(environ or {})}
+    async with open_embedded(data_dir) as redis, open_simulator(data_dir, *simulator) as provided:
+        bind = f"127.0.0.1:{free_port()}"
         ca = data_dir / "simulator-ca.pem"
-        url = f"http://127.0.0.1:{web_port}"
-        path = data_dir / "coach.toml"
         path.write_text(
             f'data_dir = "{data_dir}"\n'
-            f'[[provider]]\nname = "simulator"\nbase_url = "{simulator_url}"\nmodel = "sim-1"\n'
+            f'[[provider]]\nname = "simulator"\nbase_url = "{provided}"\nmodel = "sim-1"\n'
             f'api_key = "test"\nca_file = "{ca}"\n{provider}\n'
             f'[redis]\nurl = "{redis.url}"\n'
-            f'[server]\nbind = "127.0.0.1:{web_port}"\nworkers = {workers}\n{settings}\n'
+            f'[server]\nbind = "{bind}"\nworkers = {workers}\n{settings}\n'
         )
-        await _until_answers(f"{simulator_url}/stats", ca)
-        coach = [sys.executable, "-m", "coach"]
-        supervisor = await _start(
-            nursery, data_dir, [*coach, "serve", "--config", str(path)], environment
+        stack = Stack(
+            url=f"http://{bind}",
+            simulator_url=provided,
+            redis=redis,
+            data_dir=data_dir,
+            supervisor=_coach(data_dir, "serve", environment),
+            grader=_coach(data_dir, "grade", environment) if grader else None,
+            ca=str(ca),
+            environment=environment,
         )
-        graders = (
-            await _start(nursery, data_dir, [*coach, "grade", "--config", str(path)], environment)
-            if grader
-            else None
-        )
-        await _until_answers(f"{url}/readyz", None)
         try:
-            yield Stack(
-                url=url,
-                simulator_url=simulator_url,
-                redis_url=redis.url,
-                data_dir=data_dir,
-                supervisor=supervisor,
-                grader=graders,
-                ca=str(ca),
-            )
+            await until_ready(stack.url, stack.supervisor)
+            yield stack
         finally:
             with trio.CancelScope(shield=True):
-                for process in (supervisor, graders, simulated):
-                    if process is not None:
-                        await _end(process)
+                await _end(stack.supervisor)
+                if stack.grader is not None:
+                    await _end(stack.grader)
+
+
+@asynccontextmanager
+async def open_simulator(data_dir: Path, *options: str) -> AsyncIterator[str]:
+    """A simulated provider of its own; gives its address. Its authority lies in `data_dir`."""
+    command = ["-m", "coach.simulator", "--data-dir", str(data_dir), *options]
+    process = start_python(command, data_dir / "provider.log")
+    try:
+        with trio.fail_after(START_S_MAX):
+            while not (said := (data_dir / "provider.log").read_text()).endswith("\n"):
+                assert process.poll() is None, said
+                await trio.sleep(POLL_S)
+        assert said.startswith("ready "), said
+        yield said.split()[1]
+    finally:
+        await stop_child(process, within_s=END_S_MAX)
+
+
+@asynccontextmanager
+async def open_websocket(url: str) -> AsyncIterator[WebSocketConnection]:
+    """A WebSocket at `/ws`, whose socket is closed in any case.
+
+    The library's own `open_websocket_url` leaves it open when the server closes first.
+    """
+    host = url.removeprefix("http://")
+    name, _, port = host.rpartition(":")
+    failure: Exception | None = None
+    async with (
+        await trio.open_tcp_stream(name, int(port)) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        websocket = await wrap_client_stream(
+            nursery, stream, host, "/ws", subprotocols=["coach.v1"], message_queue_size=4096
+        )
+        try:
+            yield websocket
+            with trio.move_on_after(CLOSE_S_MAX):
+                await websocket.aclose()
+        except Exception as error:
+            failure = error
+        nursery.cancel_scope.cancel("the block has ended")
+    if failure is not None:
+        raise failure  # as it is, not in the nursery's group
+
+
+def start_python(
+    arguments: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+) -> Process:
+    """Start this Python in a process group of its own; it ends with the tests in any case."""
+    with log.open("ab") as output:
+        return start_child([sys.executable, *arguments], output=output, environ=environ)
 
 
 def free_port() -> int:
@@ -177,47 +243,73 @@ def free_port() -> int:
         return port
 
 
-async def _start(
-    nursery: trio.Nursery, data_dir: Path, command: Sequence[str], environment: Mapping[str, str]
-) -> trio.Process:
-    at = command.index("-m")
-    name = "-".join(part for part in command[at + 1 : at + 3] if not part.startswith("-"))
-    with (data_dir / f"{name}.log").open("ab") as log:
-        process: trio.Process = await nursery.start(
-            partial(
-                trio.run_process,
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                check=False,
-            )
-        )
-    return process
+def children_of(pid: int) -> set[int]:
+    """The processes whose parent is `pid`, those that have ended apart."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it has ended meanwhile
+        if parent == str(pid) and state not in "ZX":
+            found.add(int(entry.parent.name))
+    return found
 
 
-async def _end(process: trio.Process) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-        with trio.move_on_after(END_S_MAX):
-            await process.wait()
-        if process.returncode is None:
-            process.kill()
-            raise AssertionError(f"{process.args!r} did not end within {END_S_MAX} s of SIGTERM")
+def family_of(pid: int) -> set[int]:
+    """A process, its children, and theirs."""
+    family, young = {pid}, {pid}
+    while young:
+        young = {child for parent in young for child in children_of(parent)}
+        family |= young
+    return family
 
 
-async def _until_answers(url: str, ca: Path | None) -> None:
+async def until(holds: Callable[[], bool], *, within_s: float = 5.0) -> float:
+    """Wait until something is true of the outside world; how long that took, in seconds."""
+    began = trio.current_time()
+    with trio.fail_after(within_s):
+        while not holds():  # noqa: ASYNC110  other processes have no events
+            await trio.sleep(POLL_S)
+    return trio.current_time() - began
+
+
+async def until_ready(url: str, process: Process) -> None:
+    """Wait until `/readyz` says yes; fails at once when `process` ends."""
     with trio.fail_after(START_S_MAX):
-        while True:
-            try:
-                verify = _trust(str(ca)) if ca is not None else True
-                async with httpx.AsyncClient(verify=verify) as client:
-                    if (await client.get(url)).status_code == 200:
+        async with plain_client() as client:
+            while process.poll() is None:
+                try:
+                    if (await client.get(f"{url}/readyz")).status_code == 200:
                         return
-            except (httpx.TransportError, OSError):
-                pass
-            await trio.sleep(0.05)
+                except httpx.TransportError:
+                    pass
+                await trio.sleep(POLL_S)
+    raise AssertionError(f"{process.args!r} ended with {process.returncode}")
 
 
+def plain_client() -> httpx.AsyncClient:
+    """A client that loads no certificates, which takes 20 ms."""
+    return httpx.AsyncClient(verify=False, trust_env=False)
+
+
+def _coach(data_dir: Path, name: str, environ: Mapping[str, str]) -> Process:
+    return start_python(["-m", "coach", name], data_dir / f"{name}.log", environ)
+
+
+async def _end(process: Process) -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    with trio.move_on_after(END_S_MAX):
+        await exited(process)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"{process.args!r} did not end within {END_S_MAX} s of SIGTERM")
+    assert process.returncode == 0, (process.args, process.returncode)
+
+
+@cache
 def _trust(ca: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca)

@@ -9,6 +9,8 @@
 
 With TINY_APP in the environment it misbehaves: `fail:<reason>` refuses to start, `exit` ends the
 process while it starts, `hang` never gets ready.
+
+    python -m tests.support.tiny_app    serves it as `coach serve` would, settings from COACH_*
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hypercorn.config import Config
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from coach import config, edge
+from coach.supervisor import supervise
 
 CLOSE_S_MAX = 1.0
 
@@ -170,3 +173,14 @@ async def open_server(
 
 app = TinyApp()
 edge.install()
+
+
+if __name__ == "__main__":
+    trio.run(
+        partial(
+            supervise,
+            config.load(None),
+            application="tests.support.tiny_app:app",
+            on_ready=partial(print, "serving", flush=True),
+        )
+    )
