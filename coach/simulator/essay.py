@@ -47,7 +47,8 @@ _QUOTED = re.compile(r"[\"“][^\"”\n]{2,300}[\"”]")
 _NUMBER = re.compile(r"\d+")
 _UNQUOTABLE = re.compile(r"[«»\"“”„‟‹›<>\ud800-\udfff]|[^\S \t\u00a0]")
 _FIRST_WORDS = re.compile(rf"(?:\S+\s+){{0,{QUOTE_WORDS_MAX - 1}}}\S+")
-_TRIPLE = re.compile(r"([^\W\d_])\1\1")
+_VOWEL = re.compile(r"[aeiouy]")
+_NO_WORD = re.compile(r"([a-z])\1\1|q[^u]|[^aeiouy]{6}")
 _VOWEL_SOUND = re.compile(r"[aeiou](?!ne\b|nce\b|ni|se|ur|u)|hour|honest|heir|honou?r")
 
 
@@ -289,9 +290,9 @@ def _unpronounceable(word: str) -> bool:
     """What no English word looks like; capitals are names and abbreviations."""
     if not word.islower() or not word.isascii():
         return False
-    if len(word) >= 4 and not re.search(r"[aeiouy]", word) and word not in ("hmm", "shh", "psst"):
+    if len(word) >= 4 and not _VOWEL.search(word) and word != "psst":
         return True
-    return bool(_TRIPLE.search(word) or re.search(r"q[^u]|[^aeiouy]{6}", word))
+    return _NO_WORD.search(word) is not None
 
 
 _CONFUSION_STARTS: Final[dict[str, list[tuple[tuple[str, ...], int, str]]]] = {}
