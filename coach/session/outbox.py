@@ -15,22 +15,29 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from ..ops import metrics
 from .wire import Error, ServerMessage, Welcome, encode
 
-_CLOSE_OPCODE: Final = 0x88
+if TYPE_CHECKING:
+    from trio_websocket import WebSocketConnection
+
+_CLOSE_OPCODE: Final = b"\x88"
 _TOO_BIG: Final = struct.pack("!H", 1009)
+_VIOLATIONS: Final = frozenset({1002, 1007})
+"""Close codes for what breaks RFC 6455: frames that make no sense, text that is not UTF-8."""
 PING_FRAME: Final = b"\x89\x00"
 FLUSH_S_MAX: Final = 1.0
+_SHORT_HEADERS: Final = tuple(bytes((0x81, size)) for size in range(126))
 
 
 class Socket(Protocol):
     """What the outbox needs of a non-blocking socket."""
 
-    def write_nowait(self, data: bytes) -> int:
+    def write_nowait(self, data: bytes | bytearray) -> int:
         """Write what fits now, 0 bytes or more; OSError when the connection is gone."""
         ...
 
@@ -47,7 +54,7 @@ class KernelSocket:
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self._socket = socket
 
-    def write_nowait(self, data: bytes) -> int:
+    def write_nowait(self, data: bytes | bytearray) -> int:
         """See `Socket`. After the socket was closed: OSError, since its descriptor is -1."""
         try:
             return os.write(self._socket.fileno(), data)
@@ -122,9 +129,11 @@ class Outbox:
         """
         if self._closed:
             return
+        if type(message) is Error:
+            metrics.client_errors_total.labels(message.code).inc()
         self._seq += 1
         message.seq = self._seq
-        self.write(text_frame(encode(message)))
+        self._put(text_frame(encode(message)))
 
     def welcome(self, message: Welcome) -> None:
         """Write the one message that carries no number of its own."""
@@ -136,17 +145,13 @@ class Outbox:
 
     def write(self, data: bytes) -> None:
         """Write whole frames in order. Not a checkpoint; drops `data` after the end."""
-        if self._closed:
-            return
-        if data[0] == _CLOSE_OPCODE:
-            if data[2:4] == _TOO_BIG:
-                self.send(
-                    Error(code="too_large", message="message larger than server.message_bytes_max")
-                )
+        if not self._closed:
             self._put(data)
-            self._closed = True
-            return
-        self._put(data)
+
+    def close(self, frame: bytes) -> None:
+        """Write a close frame, after which nothing may follow. Not a checkpoint."""
+        self.write(frame)
+        self._closed = True
 
     def _put(self, data: bytes) -> None:
         if self._buffer:
@@ -166,19 +171,16 @@ class Outbox:
             self._nursery.start_soon(self._drain, self._drained)
 
     def _end(self, reason: str) -> None:
-        self._closed = True
         self._buffer.clear()
-        self._on_end(reason)
+        if not self._closed:
+            self._closed = True
+            self._on_end(reason)
 
     async def _drain(self, drained: trio.Event) -> None:
         try:
             while self._buffer:
                 await self._socket.wait_writable()
-                try:
-                    written = self._socket.write_nowait(bytes(self._buffer))
-                except OSError:
-                    self._end("lost")
-                    return
+                written = self._socket.write_nowait(self._buffer)
                 del self._buffer[:written]
         except (trio.ClosedResourceError, OSError):
             self._end("lost")
@@ -187,6 +189,7 @@ class Outbox:
 
     async def flush(self) -> None:
         """Wait until everything written has left for the kernel, at most `FLUSH_S_MAX`."""
+        await trio.lowlevel.checkpoint()
         if self._drained is not None:
             with trio.move_on_after(FLUSH_S_MAX):
                 await self._drained.wait()
@@ -203,17 +206,37 @@ class OutboxStream(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream, outbox: Outbox) -> None:
         self._stream = stream
         self._outbox = outbox
+        self._too_big = False  # what comes is the rest of a message that was refused
         self.received_at = trio.current_time()
         """When the student's side was last heard, on trio's clock."""
+        self.ended = trio.Event()
+        """Set once nothing more will be received."""
+        self.websocket: WebSocketConnection | None = None
+        """Whose stream this is, once it is open."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive from the socket."""
-        data = await self._stream.receive_some(max_bytes)
+        """Receive from the socket.
+
+        The library reads once more after it has refused an oversize message, and never again:
+        then all that still comes is received here, and dropped.
+        """
+        try:
+            data = await self._stream.receive_some(max_bytes)
+            while data and self._too_big:
+                data = await self._stream.receive_some(max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.ended.set()
+            raise
+        if not data:
+            self.ended.set()
         self.received_at = trio.current_time()
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Append to the outbox; returns before the bytes are on the wire.
+
+        The library closes by itself after an oversize message: the error that explains it goes
+        before the close frame.
 
         Raises:
           trio.BrokenResourceError: the connection is gone.
@@ -221,17 +244,34 @@ class OutboxStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
         if self._outbox.closed:
             raise trio.BrokenResourceError("the student's connection is gone")
-        self._outbox.write(bytes(data))
+        frame = bytes(data)
+        if frame[:1] != _CLOSE_OPCODE:
+            self._outbox.write(frame)
+            return
+        if frame[2:4] == _TOO_BIG:
+            self._too_big = True
+            self._outbox.send(
+                Error(code="too_large", message="message larger than server.message_bytes_max")
+            )
+        self._outbox.close(frame)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: `send_all` never blocks."""
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Write out what waits, then close. Closes the socket also when cancelled."""
+        """Write out what waits, then close. Closes the socket also when cancelled.
+
+        The library (0.12) closes without a close frame where the student's side has broken the
+        protocol: it is written here.
+        """
+        reason = None if self.websocket is None else self.websocket.closed
+        if reason is not None and reason.code in _VIOLATIONS:
+            self._outbox.close(_CLOSE_OPCODE + struct.pack("!BH", 2, reason.code))
         try:
             await self._outbox.flush()
         finally:
+            self.ended.set()
             self._outbox.abandon()
             await self._stream.aclose()
 
@@ -240,7 +280,7 @@ def text_frame(payload: bytes) -> bytes:
     """One unmasked, unfragmented text frame (RFC 6455 section 5.2)."""
     size = len(payload)
     if size < 126:
-        return bytes((0x81, size)) + payload
+        return _SHORT_HEADERS[size] + payload
     if size < 65_536:
         return struct.pack("!BBH", 0x81, 126, size) + payload
     return struct.pack("!BBQ", 0x81, 127, size) + payload

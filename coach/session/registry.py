@@ -10,6 +10,7 @@ import trio
 
 from ..errors import Overloaded
 from ..store import RedisError
+from . import wire
 
 if TYPE_CHECKING:
     from ..store import Redis
@@ -19,6 +20,9 @@ log = structlog.get_logger()
 
 MAIL_BLOCK_MS: Final = 10_000
 MAIL_BATCH: Final = 256
+MAIL_RETRY_S: Final = 0.5
+PINGS_AT_ONCE: Final = 64
+"""Sessions looked at before feedback gets its turn again: a ping is a system call."""
 
 
 class GradeMail(msgspec.Struct, frozen=True, tag_field="kind", tag="grade"):
@@ -28,6 +32,10 @@ class GradeMail(msgspec.Struct, frozen=True, tag_field="kind", tag="grade"):
     submission: str
     payload: str
 
+    def answer(self) -> wire.Grade:
+        """What the student is to be told."""
+        return msgspec.json.decode(self.payload, type=wire.Grade)
+
 
 class FailedMail(msgspec.Struct, frozen=True, tag_field="kind", tag="failed"):
     """A submission will not be graded; `payload` is an `error` message without `seq`, as JSON."""
@@ -35,6 +43,10 @@ class FailedMail(msgspec.Struct, frozen=True, tag_field="kind", tag="failed"):
     session: str
     submission: str
     payload: str
+
+    def answer(self) -> wire.Error:
+        """What the student is to be told."""
+        return msgspec.json.decode(self.payload, type=wire.Error)
 
 
 Mail = GradeMail | FailedMail
@@ -126,7 +138,9 @@ class Sessions:
         while True:
             await trio.sleep(self._ping_s / 2)
             now = trio.current_time()
-            for session in list(self._by_id.values()):
+            for count, session in enumerate(list(self._by_id.values()), start=1):
+                if count % PINGS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
                 silence_s = now - session.stream.received_at
                 if silence_s > 2 * self._ping_s:
                     session.end("no answer to pings")
@@ -141,7 +155,7 @@ class Sessions:
                 reply = await redis.xread({key: last}, count=MAIL_BATCH, block=MAIL_BLOCK_MS)
             except RedisError as error:
                 log.warning("mailbox_waits_for_redis", error=str(error))
-                await trio.sleep(0.5)
+                await trio.sleep(MAIL_RETRY_S)
                 continue
             for entry, fields in _entries(reply):
                 last = entry
@@ -151,12 +165,11 @@ class Sessions:
         try:
             text = {key.decode(): value.decode() for key, value in fields.items()}
             mail = msgspec.convert(text, Mail)
-        except (msgspec.ValidationError, UnicodeDecodeError) as error:
-            log.error("bad_mail", error=str(error))
-            return
-        session = self._by_id.get(mail.session)
-        if session is not None:
-            session.deliver(mail)
+            session = self._by_id.get(mail.session)
+            if session is not None:
+                session.deliver(mail.submission, mail.answer())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.error("bad_mail", error=str(error))  # the session will ask for what it misses
 
 
 def _entries(reply: object) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -9,19 +9,23 @@ So the WebSocket library's reader always drains, pings are answered, and a `canc
 the provider talks.
 
 Memory bound a session: `drafts_max * draft_chars_max` characters of drafts, the outbox's
-`outbox_bytes_max`, one incoming message, `TURNS_MAX` prompts, `SUBMISSIONS_MAX` essays.
+`outbox_bytes_max`, two incoming messages, `TURNS_MAX` prompts and answers, `HISTORY_TURNS` answers,
+`SUBMISSIONS_MAX` essays.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol, final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol, cast, final
 
+import attrs
 import msgspec
 import structlog
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from wsproto.utilities import LocalProtocolError
 
 from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge, Unauthenticated
 from ..grading import Submission
@@ -30,13 +34,14 @@ from ..store import RedisError
 from . import wire
 from .draft import DraftText
 from .outbox import KernelSocket, Outbox, OutboxStream
-from .registry import GradeMail
-from .turn import Turn, error_message
+from .turn import Interrupted, Turn, TurnCancelled
+from .wire import error_message
 
 if TYPE_CHECKING:
+    from ..errors import Code
     from ..grading import SubmissionState
     from .auth import Identity
-    from .registry import Mail, Sessions
+    from .registry import Sessions
     from .services import Services
 
 log = structlog.get_logger()
@@ -47,6 +52,7 @@ SUBMISSIONS_MAX: Final = 8
 """Submissions of one session that may wait for their grade."""
 HISTORY_TURNS: Final = 3
 CLOSE_S_MAX: Final = 1.0
+"""How long a closed connection may take to end at the student's side, too."""
 GRADE_POLL_S: Final = 10.0
 """How long a session trusts its mailbox before it asks the queue itself."""
 
@@ -74,10 +80,14 @@ async def serve_session(connection: Connection, services: Services, sessions: Se
     try:
         async with trio.open_nursery() as nursery:
             session = Session(connection, nursery, services, sessions)
-            await session.run()
+            with suppress(ConnectionClosed):
+                await session.run()
+            await session.wait_ended()
             nursery.cancel_scope.cancel("the connection has ended")
     except* (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
         pass
+    except* LocalProtocolError:
+        pass  # the library wanted to answer a frame that came after our close frame
     except* Exception:
         log.exception("session_failed")
     finally:
@@ -113,6 +123,7 @@ class Session:
         self._history: deque[tuple[str, str]] = deque(maxlen=HISTORY_TURNS)
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
         self._bad_messages = 0
+        self._draining = False
 
     @property
     def turns_running(self) -> int:
@@ -136,6 +147,7 @@ class Session:
             self._websocket = await request.accept(
                 subprotocol=wire.SUBPROTOCOL if offered else None
             )
+            self.stream.websocket = self._websocket
         if handshake.cancelled_caught or self._websocket is None:
             return
         identity = await self._greet(self._websocket, limits.hello_s_max)
@@ -152,12 +164,7 @@ class Session:
 
     async def _receive(self, websocket: WebSocketConnection) -> str | None:
         """The next text message; None after the connection was closed for a binary one."""
-        try:
-            message = await websocket.get_message()
-        except ConnectionClosed as error:
-            if error.reason is not None and error.reason.code == 1009:
-                await self._linger()
-            raise
+        message = await websocket.get_message()
         if isinstance(message, str):
             return message
         self.outbox.send(error_message(BadMessage("coach.v1 has no binary messages")))
@@ -200,28 +207,28 @@ class Session:
         return identity
 
     async def _close(self, code: int, reason: str) -> None:
-        if self._websocket is not None:
-            with trio.move_on_after(CLOSE_S_MAX):
-                await self._websocket.aclose(code, reason)
+        assert self._websocket is not None
+        with trio.move_on_after(CLOSE_S_MAX):
+            await self._websocket.aclose(code, reason)
 
-    async def _linger(self) -> None:
-        """Read what an oversize message still brings.
+    async def wait_ended(self) -> None:
+        """Give a closed connection a moment to end at the student's side.
 
-        A socket closed over unread bytes sends a reset, and the peer may then lose the error and
-        the close frame that explain it.
+        A socket closed over unread bytes sends a reset, and the peer may then lose the close
+        frame, and the error that explains it.
         """
         with trio.move_on_after(CLOSE_S_MAX):
-            await self.outbox.flush()
-            while await self.stream.receive_some(65_536):
-                pass
+            await self.stream.ended.wait()
 
     def end(self, reason: str) -> None:
         """End the session now, from outside or because nothing more can be written."""
+        log.info("session_cut", session=self.id, reason=reason)
         self.outbox.abandon()
         self._nursery.cancel_scope.cancel(reason)
 
     def drain(self, drain_s: float) -> None:
         """Announce the end; close with 1012 once no turn runs, or after `drain_s`."""
+        self._draining = True
         self.outbox.send(wire.Draining())
         self._nursery.start_soon(self._drain, drain_s)
 
@@ -229,6 +236,8 @@ class Session:
         with trio.move_on_after(drain_s):
             for turn in list(self._turns.values()):
                 await turn.done.wait()
+        for turn in self._turns.values():
+            turn.cancel(Interrupted("this server restarts: ask again"))
         await self._close(1012, "service restart")
         self._nursery.cancel_scope.cancel("drained")
 
@@ -255,7 +264,7 @@ class Session:
             case wire.Cancel():
                 turn = self._turns.get(message.request)
                 if turn is not None:
-                    turn.cancel("cancelled by the client")
+                    turn.cancel(TurnCancelled("cancelled by the client"))
             case wire.Submit():
                 self._start_submission(identity, message)
             case wire.Hello():
@@ -277,10 +286,13 @@ class Session:
     def _start_turn(self, identity: Identity, message: wire.Feedback) -> None:
         if message.request in self._turns:
             raise Conflict(f"request {message.request} is under way already")
-        for turn in self._turns.values():
-            if turn.draft == message.draft:
-                turn.cancel("replaced by a newer request")
         turn = Turn(request=message.request, draft=message.draft, outbox=self.outbox)
+        if self._draining:
+            turn.fail(Overloaded("this server is about to restart", retry_after_s=1.0))
+            return
+        for older in self._turns.values():
+            if older.draft == message.draft:
+                older.cancel(TurnCancelled("replaced by a newer request"))
         draft = self._drafts.get(message.draft)
         if draft is None or not draft.text.strip():
             turn.fail(BadMessage(f"draft {message.draft} is empty: there is nothing to read"))
@@ -303,7 +315,8 @@ class Session:
                     assignment=self._services.rubric.task(message.assignment),
                     history=tuple(self._history),
                 )
-                self._history.append((message.focus or "", "".join(turn.text)))
+                if turn.outcome == "done":
+                    self._history.append((message.focus or "", "".join(turn.text)))
         except CoachError as error:
             turn.fail(error)
         except RedisError as error:
@@ -320,9 +333,14 @@ class Session:
 
     def _start_submission(self, identity: Identity, message: wire.Submit) -> None:
         limits = self._services.settings.server
+        known = self._mail.get(message.submission)
+        if known is not None and known.text == message.text:
+            if known.is_taken_in:
+                self.outbox.send(wire.Grading(submission=message.submission))
+            return
         error: CoachError | None = None
-        if message.submission in self._mail:
-            error = Conflict("this submission is under way already")
+        if known is not None:
+            error = Conflict("this submission id is in use for another text")
         elif not message.text.strip():
             error = BadMessage("the essay is empty")
         elif len(message.text) > limits.draft_chars_max:
@@ -332,88 +350,114 @@ class Session:
         if error is not None:
             self.outbox.send(error_message(error, submission=message.submission))
             return
-        self._mail[message.submission] = _Pending()
-        self._nursery.start_soon(self._run_submission, identity, message)
+        pending = self._mail[message.submission] = _Pending(message.text)
+        self._nursery.start_soon(self._run_submission, identity, message, pending)
 
-    async def _run_submission(self, identity: Identity, message: wire.Submit) -> None:
-        submitted_at = trio.current_time()
-        pending = self._mail[message.submission]
-        outcome = "graded"
+    async def _run_submission(
+        self, identity: Identity, message: wire.Submit, pending: _Pending
+    ) -> None:
+        answer: wire.Grade | wire.Error
         try:
-            async with self._services.limits.reserve(
-                user=identity.user, org=identity.org, tokens=0
-            ) as reservation:
-                state = await self._services.queue.submit(
-                    Submission(
-                        id=message.submission,
-                        user=identity.user,
-                        org=identity.org,
-                        assignment=message.assignment,
-                        text=message.text,
-                        lane="submission",
-                        worker=self._services.worker,
-                        session=self.id,
-                    )
-                )
-                reservation.settle(0)
-            self.outbox.send(wire.Grading(submission=message.submission))
-            answer = await self._await_grade(identity, message.submission, state, pending)
-            self.outbox.send(answer)
-            if isinstance(answer, wire.Error):
-                outcome = answer.code
-            else:
-                metrics.score_seconds.observe(trio.current_time() - submitted_at)
-        except (CoachError, RedisError) as error:
-            if isinstance(error, RedisError):
-                log.warning("submission_without_redis", error=str(error))
-                error = Overloaded("the shared store is away: submit again", retry_after_s=2.0)
-            outcome = error.code
-            self.outbox.send(error_message(error, submission=message.submission))
+            answer = await self._submit(identity, message, pending)
+        except CoachError as error:
+            answer = error_message(error, submission=message.submission)
+        except RedisError as error:
+            log.warning("submission_without_redis", error=str(error))
+            away = Overloaded("the shared store is away: submit again", retry_after_s=2.0)
+            answer = error_message(away, submission=message.submission)
         except Exception:
             log.exception("submission_failed", session=self.id, submission=message.submission)
-            outcome = "internal"
-            failure = CoachError("something went wrong on our side: submit again")
-            self.outbox.send(error_message(failure, submission=message.submission))
+            bug = CoachError("something went wrong on our side: submit again")
+            answer = error_message(bug, submission=message.submission)
         finally:
             del self._mail[message.submission]
-            metrics.submissions_total.labels(outcome).inc()
+        self.outbox.send(answer)
+        outcome = answer.code if isinstance(answer, wire.Error) else "graded"
+        metrics.submissions_total.labels(outcome).inc()
 
-    async def _await_grade(
-        self, identity: Identity, submission: str, state: SubmissionState, pending: _Pending
+    async def _submit(
+        self, identity: Identity, message: wire.Submit, pending: _Pending
     ) -> wire.Grade | wire.Error:
-        """Wait for the mail; ask the queue now and then, should the mail be lost."""
+        """Hand the essay in, say `grading`, and wait for what becomes of it."""
+        submitted_at = trio.current_time()
+        async with self._services.limits.reserve(
+            user=identity.user, org=identity.org, tokens=0
+        ) as reservation:
+            state = await self._services.queue.submit(
+                Submission(
+                    id=message.submission,
+                    user=identity.user,
+                    org=identity.org,
+                    assignment=message.assignment,
+                    text=message.text,
+                    lane="submission",
+                    worker=self._services.worker,
+                    session=self.id,
+                )
+            )
+            reservation.settle(0)
+            pending.is_taken_in = True
+            self.outbox.send(wire.Grading(submission=message.submission))
+        answer = _answer(state)
+        if answer is None:
+            answer = await self._await_answer(identity, message.submission, pending)
+            if isinstance(answer, wire.Grade):
+                metrics.score_seconds.observe(trio.current_time() - submitted_at)
+        return answer
+
+    async def _await_answer(
+        self, identity: Identity, submission: str, pending: _Pending
+    ) -> wire.Grade | wire.Error:
+        """Wait for the mail; ask the queue now and then, should the mail be lost.
+
+        Redis may be away meanwhile: the submission is on its disk.
+        """
         while True:
-            if state.status == "graded" and state.grade is not None:
-                return msgspec.convert(
-                    {"submission": submission, **msgspec.to_builtins(state.grade)}, wire.Grade
-                )
-            if state.status == "failed":
-                return wire.Error(
-                    code="provider_unavailable",
-                    message="the essay could not be graded",
-                    submission=submission,
-                )
             with trio.move_on_after(GRADE_POLL_S):
                 await pending.come.wait()
-            if pending.mail is not None:
-                if isinstance(pending.mail, GradeMail):
-                    return msgspec.json.decode(pending.mail.payload, type=wire.Grade)
-                return msgspec.json.decode(pending.mail.payload, type=wire.Error)
-            state = await self._services.queue.get(identity.org, submission) or state
+            if pending.answer is not None:
+                return pending.answer
+            try:
+                state = await self._services.queue.get(identity.org, submission)
+            except RedisError as error:
+                log.warning("grade_waits_for_redis", submission=submission, error=str(error))
+                continue
+            if state is None:
+                raise Interrupted("this submission is not known any more: submit again")
+            answer = _answer(state)
+            if answer is not None:
+                return answer
 
-    def deliver(self, mail: Mail) -> None:
-        """Take in mail for a submission of this session. Not a checkpoint."""
-        pending = self._mail.get(mail.submission)
+    def deliver(self, submission: str, answer: wire.Grade | wire.Error) -> None:
+        """Take in the answer to a submission of this session. Not a checkpoint."""
+        pending = self._mail.get(submission)
         if pending is not None:
-            pending.mail = mail
+            pending.answer = answer
             pending.come.set()
 
 
+@attrs.define(eq=False)
 class _Pending:
-    """A submission whose grade is awaited; mail may come before the submission is acknowledged."""
+    """A submission whose answer is awaited; it may come before the submission is acknowledged."""
 
-    __slots__ = ("come", "mail")
+    text: str
+    is_taken_in: bool = False
+    """The student was told that it is on disk."""
+    answer: wire.Grade | wire.Error | None = None
+    come: trio.Event = attrs.field(factory=trio.Event)
+    """Set with `answer`."""
 
-    def __init__(self) -> None:
-        self.come = trio.Event()
-        self.mail: Mail | None = None
+
+def _answer(state: SubmissionState) -> wire.Grade | wire.Error | None:
+    """What the student is told of a submission that has come to an end; None: it has not."""
+    if state.grade is not None:
+        return msgspec.convert(
+            {"submission": state.id, **msgspec.to_builtins(state.grade)}, wire.Grade
+        )
+    if state.failure is not None:
+        return wire.Error(
+            code=cast("Code", state.failure.code),
+            message=state.failure.message,
+            submission=state.id,
+        )
+    return None

@@ -2,12 +2,13 @@
 
 A turn is a cancel scope in its session's nursery. However it ends, the student hears of it exactly
 once (`done`, or `error` with a code), and what it had reserved is settled by what it really used.
+The student hears first: settling takes round trips to Redis.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import attrs
 import trio
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..budget import Admission, Reservation
+    from ..errors import Code
     from ..providers import Completion, Prompt
     from .auth import Identity
     from .outbox import Outbox
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
 
 GATE_S: Final = 1.0
 """How long an endpoint's gate stays closed where a refusing provider does not say."""
+
+
+class TurnCancelled(CoachError):
+    """The client wants no more of it."""
+
+    code: ClassVar[Code] = "cancelled"
+
+
+class Interrupted(CoachError):
+    """The server cannot go on with it; asking again may succeed."""
+
+    code: ClassVar[Code] = "interrupted"
+    retry_after_s = 1.0
 
 
 @final
@@ -43,12 +58,15 @@ class Turn:
         self.done = trio.Event()
         """Set by the session when the turn's task has ended and everything is given back."""
         self.text: list[str] = []
+        """What was shown."""
+        self.outcome: str | None = None
+        """`done` or an error code, once the student was told; nothing more is sent then."""
         self._outbox = outbox
         self._asked_at = trio.current_time()
         self._usage: Usage | None = None
         self._sent = False  # the provider has the request, or may have it
+        self._refused = False  # the provider answered that it would not answer
         self._whole = False  # the answer came to its end: `_usage` is what it cost
-        self._ended = False  # the student was told how it ended; nothing more is sent
 
     # -- the sink: called synchronously by the provider connection's reader task --------------
 
@@ -59,7 +77,7 @@ class Turn:
 
     def on_delta(self, text: str) -> None:
         """The next piece of text: one message, written by this very call."""
-        if self._ended:
+        if self.outcome is not None:
             return
         if not self.text:
             metrics.ttft_seconds.observe(trio.current_time() - self._asked_at)
@@ -68,11 +86,9 @@ class Turn:
 
     # -- how it ends ---------------------------------------------------------------------------
 
-    def finish(self, completion: Completion, provider: str) -> None:
+    def finish(self, completion: Completion) -> None:
         """Tell the student that the feedback is complete."""
         usage = completion.usage
-        for kind, count in attrs.asdict(usage).items():
-            metrics.tokens_total.labels(provider, kind).inc(count)
         fresh = usage.input + usage.cache_write
         self._end(
             wire.Done(
@@ -85,19 +101,22 @@ class Turn:
 
     def fail(self, error: CoachError) -> None:
         """Tell the student that there will be no (more) feedback."""
-        self._end(error_message(error, request=self.request), error.code)
+        self._end(wire.error_message(error, request=self.request), error.code)
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, error: CoachError) -> None:
         """End it from outside: the student is told at once, the provider's stream is reset soon."""
-        self._end(wire.Error(code="cancelled", message=reason, request=self.request), "cancelled")
-        self.scope.cancel(reason)
+        self.fail(error)
+        self.scope.cancel(str(error))
 
     def _end(self, message: wire.ServerMessage, outcome: str) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        metrics.turns_total.labels(outcome).inc()
-        self._outbox.send(message)
+        self._say(message)
+        if self.outcome is None:
+            self.outcome = outcome
+            metrics.turns_total.labels(outcome).inc()
+
+    def _say(self, message: wire.ServerMessage) -> None:
+        if self.outcome is None:
+            self._outbox.send(message)
 
     # -- the conversation ----------------------------------------------------------------------
 
@@ -114,8 +133,8 @@ class Turn:
         """Reserve, wait, stream, settle. Sends `queued`, `started`, the deltas and `done`.
 
         Raises:
-          CoachError: the turn failed; everything reserved was given back or settled. The caller
-            tells the student with `fail`.
+          CoachError: the turn failed; everything reserved was given back or settled. Calling
+            `fail` with it is never wrong: once it was under way the student knows already.
 
         Cancellation: the provider's stream is reset and the reservations are settled by what was
         used so far before this returns.
@@ -139,58 +158,54 @@ class Turn:
             ) as admission,
         ):
             try:
-                completion = await self._stream(route, prompt, admission)
+                self.finish(await self._stream(route, prompt, admission))
+            except CoachError as error:
+                self.fail(error)
+                raise
             finally:
-                self._settle(ask, reservation, admission)
-        self.finish(completion, route.provider.name)
+                self._settle(route.provider.name, ask, reservation, admission)
 
     async def _stream(self, route: Route, prompt: Prompt, admission: Admission) -> Completion:
         provider = route.provider
-        self._outbox.send(
-            wire.Started(request=self.request, provider=provider.name, model=provider.model)
-        )
+        await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
+        self._say(wire.Started(request=self.request, provider=provider.name, model=provider.model))
         self._sent = True
         try:
             completion = await provider.stream(prompt, self, on_headers=admission.observe)
         except ProviderError as error:
+            self._refused = error.status is not None
             if error.kind in {"rate_limited", "overloaded"}:
                 admission.close_gate(error.retry_after_s or GATE_S)
             raise
         self._usage, self._whole = completion.usage, True
         return completion
 
-    def _settle(self, ask: Ask, reservation: Reservation, admission: Admission) -> None:
+    def _settle(
+        self, provider: str, ask: Ask, reservation: Reservation, admission: Admission
+    ) -> None:
         if not self._sent:
             return
-        usage = self._usage
-        if usage is None:  # it never answered: it may have read the prompt
-            spent, total = Ask(input=ask.input, output=0), ask.input
-        else:
-            cut = self.text and not self._whole  # then the count is from its beginning
-            shown = estimate_tokens(sum(map(len, self.text))) if cut else 0
-            spent = Ask(input=usage.input + usage.cache_write, output=max(usage.output, shown))
-            total = spent.input + usage.cache_read + spent.output
-        admission.settle(spent)
-        reservation.settle(total)
+        used = self._used(ask)
+        for kind, count in attrs.asdict(used).items():
+            metrics.tokens_total.labels(provider, kind).inc(count)
+        fresh = used.input + used.cache_write
+        admission.settle(Ask(input=fresh, output=used.output))
+        reservation.settle(fresh + used.cache_read + used.output)
+
+    def _used(self, ask: Ask) -> Usage:
+        """What the provider counts, as far as anybody can know.
+
+        Without an answer it may have read the prompt. Of an answer that was cut the output was
+        counted at its beginning only.
+        """
+        if self._usage is None:
+            return Usage(0 if self._refused else ask.input, 0, 0, 0)
+        if self._whole or not self.text:
+            return self._usage
+        shown = estimate_tokens(sum(map(len, self.text)))
+        return attrs.evolve(self._usage, output=max(self._usage.output, shown))
 
     def _on_position(self, position: int, eta_s: float) -> None:
-        if not self._ended:
-            self._outbox.send(
-                wire.Queued(request=self.request, position=position, eta_ms=math.ceil(eta_s * 1000))
-            )
-
-
-def error_message(
-    error: CoachError, *, request: str | None = None, submission: str | None = None
-) -> wire.Error:
-    """Put an error into the client's words."""
-    metrics.client_errors_total.labels(error.code).inc()
-    return wire.Error(
-        code=error.code,
-        message=str(error),
-        request=request,
-        submission=submission,
-        retry_after_ms=(
-            None if error.retry_after_s is None else math.ceil(error.retry_after_s * 1000)
-        ),
-    )
+        self._say(
+            wire.Queued(request=self.request, position=position, eta_ms=math.ceil(eta_s * 1000))
+        )

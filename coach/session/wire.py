@@ -6,16 +6,21 @@ but `welcome` carries `seq`, strictly +1 within a session.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from ..errors import BadMessage, Code
+from ..errors import BadMessage, CoachError, Code
 
 SUBPROTOCOL: Final = "coach.v1"
+TOKEN_CHARS_MAX: Final = 8_192
+"""Identity providers' tokens have one or two thousand characters."""
+SPLICES_MAX: Final = 100
+"""Of one edit. Each may copy the whole draft: this many, on the longest draft, take some 5 ms."""
 
-Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}$")]
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}\Z")]
 """A client-made identifier: it becomes part of Redis keys, so its alphabet is narrow."""
 Offset = Annotated[int, Meta(ge=0, le=2**31)]
 
@@ -27,7 +32,7 @@ class _Client(msgspec.Struct, frozen=True, tag_field="type"):
 class Hello(_Client, frozen=True, tag=str.lower):
     """First message, within `server.hello_s_max`."""
 
-    token: str
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)]
     resume: str | None = None
     last_seq: int | None = None
 
@@ -45,7 +50,7 @@ class Edit(_Client, frozen=True, tag=str.lower):
 
     draft: Id
     rev: Offset
-    splices: tuple[Splice, ...]
+    splices: Annotated[tuple[Splice, ...], Meta(max_length=SPLICES_MAX)]
 
 
 class Draft(_Client, frozen=True, tag=str.lower):
@@ -219,10 +224,25 @@ def decode(text: str) -> ClientMessage:
     """
     try:
         return _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadMessage(f"not a coach.v1 message: {error}") from None
 
 
 def encode(message: ServerMessage | Welcome) -> bytes:
     """Serialise one server message as UTF-8 JSON."""
     return _encoder.encode(message)
+
+
+def error_message(
+    error: CoachError, *, request: str | None = None, submission: str | None = None
+) -> Error:
+    """Put an error into the client's words; `request` or `submission` is what it ends."""
+    return Error(
+        code=error.code,
+        message=str(error),
+        request=request,
+        submission=submission,
+        retry_after_ms=(
+            None if error.retry_after_s is None else math.ceil(error.retry_after_s * 1000)
+        ),
+    )

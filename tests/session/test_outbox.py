@@ -27,7 +27,7 @@ class ScriptedSocket:
     written: bytearray = attrs.field(factory=bytearray)
     _writable: trio.Event = attrs.field(factory=trio.Event)
 
-    def write_nowait(self, data: bytes) -> int:
+    def write_nowait(self, data: bytes | bytearray) -> int:
         if self.broken:
             raise BrokenPipeError
         taken = min(self.room, len(data))

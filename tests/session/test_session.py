@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 import pytest
 import trio
-from trio_websocket import ConnectionClosed
+from structlog.typing import EventDict
+from trio_websocket import ConnectionClosed, wrap_client_stream
 from wsproto.events import Pong
 
 from coach.errors import Overloaded, ProviderUnavailable, RateLimited
-from coach.grading import Grade
+from coach.grading import Failure
 from coach.providers import Completion, Prompt, Sink, Usage
-from coach.session.registry import FailedMail, GradeMail
+from coach.session import serve_session, wire
+from coach.session.session import GRADE_POLL_S, SUBMISSIONS_MAX, TURNS_MAX
 from coach.store import NotSent
+from tests.support.cancels import cancel_at_step
 
-from .world import Client, World, says, state
+from .world import GRADE, Client, World, open_client, says, state, wire_pair
 
 
 async def test_a_turn_is_started_streamed_and_done() -> None:
@@ -136,7 +141,7 @@ async def test_a_student_who_vanishes_leaves_nothing_behind(after_s: float) -> N
     """In line, before the first token, mid-answer, after the end."""
     world = World(says(*"abc", pause_s=1.0), line=[(2, 1.0), (1, 1.0)])
     async with world.connected() as client:
-        await hello(client)
+        await client.hello()
         await client.ask("r1")
         await trio.sleep(after_s)
         await trio.aclose_forcefully(client.stream)
@@ -163,113 +168,395 @@ async def test_history_goes_into_the_next_prompt() -> None:
 
 # -- submissions -------------------------------------------------------------------------------
 
-GRADE = Grade(score=71, criteria=(), judges=1, degraded=False, feedback="Shorten it.")
 
-
-def mail(session: str, submission: str) -> GradeMail:
-    payload = {"submission": submission, "score": 71, "criteria": [], "judges": 1}
-    return GradeMail(
-        session=session, submission=submission, payload=msgspec.json.encode(payload).decode()
+def grade() -> wire.Grade:
+    return wire.Grade(
+        submission="s1", score=GRADE.score, criteria=(), judges=1, feedback=GRADE.feedback
     )
 
 
-async def submit(student: Client, submission: str = "s1") -> None:
-    await student.send(type="submit", submission=submission, assignment="a", text="An essay.")
+def deliver(world: World, answer: wire.Grade | wire.Error) -> None:
+    (session,) = world.sessions._by_id.values()
+    session.deliver("s1", answer)
 
 
 async def test_a_submission_is_acknowledged_then_graded_by_mail() -> None:
     world = World(says(), submit_s=0.1)
     async with world.student() as student:
-        await submit(student)
+        await student.submit()
         assert (await student.receive())["type"] == "grading"
-        (session,) = world.sessions._by_id.values()
-        session.deliver(mail(session.id, "s1"))
-        grade = await student.receive()
-    assert (grade["type"], grade["score"]) == ("grade", 71)
-    assert (world.submitted[0].worker, world.submitted[0].session) == ("w-test", session.id)
+        deliver(world, grade())
+        answer = await student.receive()
+        assert (world.submitted[0].worker, world.submitted[0].session) == (
+            "w-test",
+            world.session_id,
+        )
+    assert (answer["type"], answer["score"]) == ("grade", 71)
+    assert world.limits.ended == [0], "a request, and no tokens"
     assert world.balanced
+
+
+async def test_the_acknowledgement_does_not_wait_for_the_settlement() -> None:
+    world = World(says(), settle_s=1.0)
+    async with world.student() as student:
+        began = trio.current_time()
+        await student.submit()
+        assert (await student.receive())["type"] == "grading"
+        assert trio.current_time() == began
 
 
 async def test_mail_that_overtakes_the_acknowledgement_waits_for_it() -> None:
     world = World(says(), submit_s=1.0)
     async with world.student() as student:
-        await submit(student)
+        await student.submit()
         await trio.sleep(0.5)
-        (session,) = world.sessions._by_id.values()
-        session.deliver(mail(session.id, "s1"))
+        deliver(world, grade())
         assert [m["type"] for m in await student.until("grade")] == ["grading", "grade"]
 
 
 async def test_a_lost_mail_is_made_up_for_by_asking_the_queue() -> None:
     world = World(says())
     async with world.student() as student:
-        await submit(student)
+        await student.submit()
         await student.receive()
-        world.states["s1"] = state(world.submitted[0], "graded", GRADE)
+        world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
         began = trio.current_time()
-        grade = await student.receive()
-        assert (grade["type"], grade["score"], grade["feedback"]) == ("grade", 71, "Shorten it.")
+        answer = await student.receive()
+        assert (answer["type"], answer["score"], answer["feedback"]) == ("grade", 71, "Shorten it.")
         assert trio.current_time() - began <= 10.0
 
 
-async def test_the_same_id_again_gives_the_same_grade() -> None:
+async def test_mail_that_comes_while_the_queue_is_asked_is_one_answer() -> None:
     world = World(says())
     async with world.student() as student:
-        await submit(student)
+        await student.submit()
         await student.receive()
-        world.states["s1"] = state(world.submitted[0], "graded", GRADE)
+        world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
+        await trio.sleep(GRADE_POLL_S)
+        deliver(world, grade())
+        assert (await student.receive())["type"] == "grade"
+        await student.ask("r1")
+        assert {m["type"] for m in await student.until("done")} == {"started", "done"}
+
+
+async def test_redis_away_while_a_grade_is_awaited_is_waited_out() -> None:
+    """It was acknowledged: it is on disk, and the student need not know."""
+    world = World(says())
+    async with world.student() as student:
+        await student.submit()
+        await student.receive()
+        world.away = NotSent("no redis")
+        await trio.sleep(100)
+        world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
+        world.away = None
+        assert (await student.receive())["type"] == "grade"
+
+
+async def test_a_submission_that_nobody_knows_any_more_is_asked_for_again() -> None:
+    world = World(says())
+    async with world.student() as student:
+        await student.submit()
+        await student.receive()
+        world.submitted.clear()
+        error = await student.receive()
+    assert (error["code"], error["submission"]) == ("interrupted", "s1")
+    assert error["retry_after_ms"] == 1000
+
+
+@pytest.mark.parametrize("by_mail", [False, True])
+async def test_the_same_id_again_gives_the_same_grade(by_mail: bool) -> None:
+    """Also from another connection, as after a reconnect."""
+    world = World(says())
+    async with world.student() as student:
+        await student.submit()
+        await student.receive()
+        if by_mail:
+            deliver(world, grade())
+        else:
+            world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
         first = await student.receive()
-        await submit(student)
+        world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
+        await student.submit()
         _, second = await student.until("grade")
-    assert {**first, "seq": 0} == {**second, "seq": 0}
+    async with world.student() as student:
+        await student.submit()
+        _, third = await student.until("grade")
+    assert {**first, "seq": 0} == {**second, "seq": 0} == {**third, "seq": 0}
 
 
-async def test_a_submission_given_up_is_an_error_that_names_it() -> None:
+async def test_a_submission_sent_twice_is_one_submission() -> None:
+    """A client that is not sure may repeat itself, before and after the acknowledgement."""
+    world = World(says(), submit_s=1.0)
+    async with world.student() as student:
+        for _ in range(3):
+            await student.submit()
+        assert (await student.receive())["type"] == "grading"
+        await student.submit()
+        assert (await student.receive())["type"] == "grading"
+        deliver(world, grade())
+        assert (await student.receive())["type"] == "grade"
+        assert len(world.submitted) == 1
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_other_text_under_the_same_id_is_a_conflict(under_way: bool) -> None:
     world = World(says())
     async with world.student() as student:
-        await submit(student)
+        await student.submit()
         await student.receive()
-        (session,) = world.sessions._by_id.values()
-        error: dict[str, Any] = {
-            "code": "provider_unavailable",
-            "message": "no judge could read it",
-            "submission": "s1",
-        }
-        session.deliver(
-            FailedMail(
-                session=session.id, submission="s1", payload=msgspec.json.encode(error).decode()
-            )
+        if not under_way:
+            deliver(world, grade())
+            await student.receive()
+        await student.submit(text="Another essay.")
+        error = await student.receive()
+        assert (error["code"], error["submission"]) == ("conflict", "s1")
+        if under_way:
+            deliver(world, grade())
+            assert (await student.receive())["type"] == "grade"
+
+
+@pytest.mark.parametrize("by_mail", [False, True])
+async def test_a_submission_given_up_is_an_error_that_names_it(by_mail: bool) -> None:
+    world = World(says())
+    async with world.student() as student:
+        await student.submit()
+        await student.receive()
+        failure = Failure(
+            code="provider_unavailable", message="no judge could read it", reason="", attempts=5
         )
+        world.states["s1"] = state(world.submitted[0], "failed", failure=failure)
+        if by_mail:
+            deliver(
+                world,
+                wire.Error(code="provider_unavailable", message=failure.message, submission="s1"),
+            )
         got = await student.receive()
-    assert (got["type"], got["code"], got["submission"]) == ("error", "provider_unavailable", "s1")
+    assert (got["type"], got["code"], got["submission"], got["message"]) == (
+        "error",
+        "provider_unavailable",
+        "s1",
+        "no judge could read it",
+    )
 
 
 async def test_redis_away_at_submission_asks_to_submit_again() -> None:
     world = World(says(), refuse=NotSent("no redis"))
     async with world.student() as student:
-        await submit(student)
+        await student.submit()
         error = await student.receive()
         assert (error["code"], error["submission"]) == ("overloaded", "s1")
         world.refuse = None
-        await submit(student)
+        await student.submit()
         assert (await student.receive())["type"] == "grading"
+
+
+async def test_submissions_that_are_none() -> None:
+    world = World(says())
+    async with world.student(draft_chars_max=50) as student:
+        for index, (text, code) in enumerate(
+            [(" \n", "bad_message"), ("x" * 51, "too_large")], start=1
+        ):
+            await student.submit(f"s{index}", text=text)
+            error = await student.receive()
+            assert (error["code"], error["submission"]) == (code, f"s{index}")
+        for index in range(SUBMISSIONS_MAX):
+            await student.submit(f"t{index}")
+            assert (await student.receive())["type"] == "grading"
+        await student.submit("u")
+        assert (await student.receive())["code"] == "overloaded"
+    assert world.balanced
+
+
+# -- the protocol ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"type": "edit", "dra', "bad_message"),
+        ('"hello"', "bad_message"),
+        ("", "bad_message"),
+        ('{"type": "shout"}', "bad_message"),
+        ('{"type": "hello", "token": "x"}', "bad_message"),
+        ('{"type": "draft", "draft": "d{x}", "rev": 1, "text": "t"}', "bad_message"),
+        ('{"type": "ack", "seq": 1, "x": %s}' % ("[" * 20_000 + "]" * 20_000), "bad_message"),
+        ('{"type": "edit", "draft": "d", "rev": 1, "splices": [[5, 1, "x"]]}', "bad_message"),
+        ('{"type": "edit", "draft": "d", "rev": 9, "splices": []}', "conflict"),
+        ('{"type": "draft", "draft": "d", "rev": 1, "text": "%s"}' % ("x" * 101), "too_large"),
+        ('{"type": "feedback", "request": "r1", "draft": "none"}', "bad_message"),
+    ],
+    ids=lambda value: value[:40] if len(value) > 12 else value,
+)
+async def test_a_wrong_message_is_a_typed_error_and_moves_nothing(text: str, code: str) -> None:
+    world = World(says("x"))
+    async with world.student(draft_chars_max=100) as student:
+        await student.websocket.send_message(text)
+        assert (await student.receive())["code"] == code
+        await student.ask("r1")
+        assert (await student.until("done", "error"))[-1]["type"] == "done"
+
+
+async def test_what_needs_no_answer_gets_none() -> None:
+    world = World(says("x"))
+    async with world.student() as student:
+        await student.send(type="ack", seq=0, colour="red")
+        await student.send(type="cancel", request="never-asked")
+        await student.send(type="edit", draft="d", rev=1, splices=[[0, 0, "Calm."]])
+        await student.send(type="feedback", request="r1", draft="d")
+        assert [m["type"] for m in await student.until("done")] == ["started", "delta", "done"]
+
+
+async def test_drafts_of_a_session_are_counted() -> None:
+    world = World(says())
+    async with world.student(drafts_max=2) as student:
+        for index in range(3):
+            await student.send(type="draft", draft=f"d{index}", rev=1, text="x")
+        assert (await student.receive())["code"] == "too_large"
+
+
+async def test_a_request_id_under_way_is_a_conflict_that_ends_nothing() -> None:
+    world = World(says("x", pause_s=1.0))
+    async with world.student() as student:
+        await student.ask("r1")
+        await student.send(type="feedback", request="r1", draft="d")
+        got = await student.until("done")
+        (error,) = [m for m in got if m["type"] == "error"]
+        assert (error["code"], error.get("request")) == ("conflict", None)
+
+
+async def test_turns_of_a_session_are_counted_ending_ones_included() -> None:
+    world = World(says("x", pause_s=1.0), settle_s=1.0)
+    async with world.student() as student:
+        for index in range(TURNS_MAX + 1):
+            await student.ask(f"r{index + 1}")
+        codes = [(await student.until("error"))[-1]["code"] for _ in range(TURNS_MAX + 1)]
+        assert codes == ["cancelled"] * TURNS_MAX + ["overloaded"]
+    assert world.balanced
+
+
+"""What ends a connection: what the client does, the error it gets, the close code."""
+ENDINGS: dict[str, tuple[Callable[[Client], Awaitable[object]], str, int]] = {
+    "binary": (lambda c: c.websocket.send_message(b"\0"), "bad_message", 1003),
+    "not UTF-8": (lambda c: c.stream.send_all(masked(0x81, b"\xff\xfe")), "", 1007),
+    "no frame": (lambda c: c.stream.send_all(b"\xff\xff"), "", 1002),
+    "unmasked": (lambda c: c.stream.send_all(b"\x81\x01x"), "", 1002),
+    "oversize": (lambda c: c.websocket.send_message("x" * 2000), "too_large", 1009),
+    "oversize, then silence": (
+        lambda c: c.stream.send_all(masked(0x01, b"x" * 2000)),
+        "too_large",
+        1009,
+    ),
+}
+
+
+def masked(first: int, payload: bytes) -> bytes:
+    """A client's frame with the first byte `first`; the mask is zero."""
+    size = len(payload)
+    head = (
+        struct.pack("!BB", first, 0x80 | size)
+        if size < 126
+        else struct.pack("!BBH", first, 254, size)
+    )
+    return head + bytes(4) + payload
+
+
+@pytest.mark.parametrize("greeted", [False, True], ids=["before hello", "after hello"])
+@pytest.mark.parametrize("name", ENDINGS)
+async def test_what_closes_a_connection(name: str, greeted: bool) -> None:
+    act, code, close_code = ENDINGS[name]
+    world = World(says())
+    async with world.connected(message_bytes_max=1000) as client:
+        if greeted:
+            await client.hello()
+        await act(client)
+        got, closed = await client.until_closed()
+    assert [m["code"] for m in got] == [code] * bool(code)
+    assert closed == close_code
+    assert world.balanced
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ({"type": "feedback", "request": "r", "draft": "d"}, "unauthenticated"),
+        ({"type": "hello", "token": "x"}, "unauthenticated"),
+        ({"type": "hello", "token": "x" * 9000}, "bad_message"),
+        ({"type": "hello"}, "bad_message"),
+        (None, "unauthenticated"),
+    ],
+    ids=["feedback", "no token", "endless token", "nothing", "silence"],
+)
+async def test_who_does_not_say_hello_is_let_go(first: dict[str, object] | None, code: str) -> None:
+    world = World(says())
+    async with world.connected() as client:
+        began = trio.current_time()
+        if first is not None:
+            await client.send(**first)
+        got, closed = await client.until_closed()
+        assert trio.current_time() - began == (0.0 if first else 5.0)
+    assert [m["code"] for m in got] == [code]
+    assert closed == 1008
+
+
+async def test_too_many_bad_messages_end_the_connection() -> None:
+    world = World(says())
+    async with world.student(bad_messages_max=3) as student:
+        for _ in range(10):
+            await student.websocket.send_message("nonsense")
+        got, closed = await student.until_closed()
+    assert [m["code"] for m in got] == ["bad_message"] * 4
+    assert closed == 1008
+
+
+async def test_a_ping_after_our_close_frame_is_not_a_failure() -> None:
+    world = World(says())
+    near, far = wire_pair()
+    async with trio.open_nursery() as served:
+        served.start_soon(serve_session, far, world.services(), world.sessions)
+        await near.send_all(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        await near.receive_some()
+        await near.send_all(masked(0x82, b"\0"))
+        while b"binary message" not in await near.receive_some():
+            pass
+        await near.send_all(masked(0x89, b""))
+        with suppress(trio.BrokenResourceError):
+            while await near.receive_some():
+                pass
+    await near.aclose()
+
+
+async def test_a_connection_that_says_nothing_at_all_ends() -> None:
+    world = World(says())
+    near, far = wire_pair()
+    await serve_session(far, world.services(), world.sessions)
+    assert trio.current_time() <= 7.0
+    assert await near.receive_some() == b""
+    await near.aclose()
+
+
+async def test_the_subprotocol_is_taken_up_where_it_is_offered() -> None:
+    world = World(says())
+    near, far = wire_pair()
+    async with trio.open_nursery() as served:
+        served.start_soon(serve_session, far, world.services(), world.sessions)
+        async with trio.open_nursery() as nursery:
+            websocket = await wrap_client_stream(
+                nursery, near, "localhost", "/ws", subprotocols=["other", "coach.v1"]
+            )
+            assert websocket.subprotocol == "coach.v1"
+            await trio.aclose_forcefully(near)
 
 
 # -- the connection ----------------------------------------------------------------------------
 
 
-async def hello(client: Client, user: str = "ana") -> dict[str, Any]:
-    from .world import AUTHORITY
-
-    token, _ = AUTHORITY.issue(user=user, org="school", role="student")
-    await client.send(type="hello", token=token)
-    return await client.receive()
-
-
 async def test_a_user_has_only_so_many_connections() -> None:
     world = World(says())
     async with world.student(), world.student(), world.connected() as third:
-        assert (await hello(third))["code"] == "overloaded"
+        assert (await third.hello())["code"] == "overloaded"
         with pytest.raises(ConnectionClosed, match="1013"):
             await third.receive()
     async with world.student() as again:
@@ -286,7 +573,7 @@ async def test_a_silent_student_is_pinged_and_a_dead_one_let_go() -> None:
             await alive.ask("r1")
             await alive.until("done")
         async with world.connected() as client:
-            await hello(client)
+            await client.hello()
             client.websocket._reader_running = False  # from here on it answers nothing
             await client.websocket._send(Pong())  # wakes its reader, which then stops
             await trio.sleep(60)
@@ -307,17 +594,133 @@ async def test_draining_lets_the_turn_finish_and_closes_with_1012() -> None:
     assert world.balanced
 
 
-async def test_draining_does_not_wait_for_ever() -> None:
+async def test_draining_interrupts_what_does_not_end_in_time() -> None:
     world = World(says("a", pause_s=1000.0))
     async with world.student() as student:
         await student.ask("r1")
         await student.until("started")
         began = trio.current_time()
         world.sessions.drain()
-        with pytest.raises(ConnectionClosed):
-            await student.until("never said")
-        assert trio.current_time() - began <= 6.0
+        got, closed = await student.until_closed()
+        assert [(m["type"], m.get("code")) for m in got] == [
+            ("draining", None),
+            ("error", "interrupted"),
+        ]
+        assert closed == 1012
+        assert trio.current_time() - began == 5.0
     assert world.balanced
+
+
+async def test_a_draining_session_takes_no_new_turns_and_ends_the_old() -> None:
+    world = World(says("a", "b", pause_s=1.0))
+    async with world.student() as student:
+        await student.ask("r1")
+        await student.until("delta")
+        world.sessions.drain()
+        await student.send(type="feedback", request="r2", draft="d")
+        got, closed = await student.until_closed()
+    ends = [(m["type"], m["request"], m.get("code")) for m in got if "request" in m]
+    assert ends == [
+        ("error", "r2", "overloaded"),
+        ("delta", "r1", None),
+        ("done", "r1", None),
+    ]
+    assert closed == 1012
+
+
+async def test_draining_tells_a_student_who_goes_on_typing() -> None:
+    """What the student sends meanwhile does not turn the close frame into a reset."""
+    world = World(says())
+    async with world.student() as student:
+        world.sessions.drain()
+        for rev in range(1, 200):
+            with suppress(ConnectionClosed):
+                await student.send(type="draft", draft="d", rev=rev, text="x" * 500)
+        got, closed = await student.until_closed()
+    assert [m["type"] for m in got] == ["draining"]
+    assert closed == 1012
+
+
+async def test_draining_does_not_wait_for_who_reads_nothing() -> None:
+    """The student's socket is full and never read: the worker's end is not held up."""
+    world = World(says(*["x" * 2000] * 300, pause_s=0.0))
+    near, far = wire_pair()
+    async with trio.open_nursery() as served:
+        served.start_soon(
+            serve_session, far, world.services(outbox_bytes_max=10_000_000), world.sessions
+        )
+        async with open_client(near) as student:
+            await student.hello()
+            student.websocket._recv_channel.close()  # reads, until its socket stands still
+            student.websocket._reader_running = False
+            await student.ask("r1")
+            await trio.sleep(1)
+            began = trio.current_time()
+            world.sessions.drain()
+            with suppress(ConnectionClosed, trio.ClosedResourceError):
+                await student.until("never said")
+            assert trio.current_time() - began <= 3.0
+    assert world.balanced
+
+
+async def test_a_slow_reader_is_shed_and_nobody_else_notices(logs: list[EventDict]) -> None:
+    async def script(prompt: Prompt, sink: Sink) -> Completion:
+        if "endless" in str(prompt):
+            sink.on_start("script-1", Usage(1, 0, 0, 0))
+            while True:
+                sink.on_delta("x" * 1000)
+                await trio.sleep(0.01)
+        return await says(*"abc", pause_s=1.0)(prompt, sink)
+
+    world = World(script)
+    near, far = wire_pair()
+    async with world.student("bo") as other, trio.open_nursery() as served:
+        served.start_soon(serve_session, far, world.services(), world.sessions)
+        async with open_client(near) as slow:
+            await slow.hello()
+            slow.websocket._reader_running = False
+            await slow.ask("r1", text="an endless essay")
+            await other.ask("r1")
+            began = trio.current_time()
+            await other.until("done")
+            assert trio.current_time() - began == 4.0
+            await trio.sleep(60)
+            assert len(world.sessions) == 1
+            assert world.streams_open == world.limits.open == world.budget.open == 0
+    assert [entry["reason"] for entry in logs if entry["event"] == "session_cut"] == ["slow_reader"]
+    assert world.balanced
+
+
+@pytest.mark.parametrize("settle_s", [0.0, 0.5])
+async def test_cancelled_at_every_step_a_session_gives_everything_back(settle_s: float) -> None:
+    """A session with a running turn, one that is replaced, and a submission."""
+    steps = 0
+    while True:
+        steps += 1
+        world = World(says("a", "b", pause_s=0.5), line=[(2, 0.3)], submit_s=0.2, settle_s=settle_s)
+        near, far = wire_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act, near)
+            with cancel_at_step(steps) as scope:
+                await serve_session(far, world.services(), world.sessions)
+            assert world.balanced, steps
+            assert far.socket.fileno() == -1, steps
+            nursery.cancel_scope.cancel()
+        if not scope.cancel_called:
+            break
+    assert steps > 20, "the sweep did not reach into the turns"
+
+
+async def act(stream: trio.SocketStream) -> None:
+    """A student who types, asks, asks again, hands in, and goes."""
+    with suppress(ConnectionClosed, trio.BrokenResourceError):
+        async with open_client(stream) as student:
+            await student.hello()
+            await student.ask("r1")
+            await student.until("delta")
+            await student.ask("r2")
+            await student.submit()
+            await student.until("done")
 
 
 async def test_a_bug_in_one_turn_is_that_turns_alone() -> None:

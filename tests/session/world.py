@@ -1,4 +1,4 @@
-"""A session's surroundings, scripted: limits, budget, provider and queue that record all."""
+"""A session's surroundings, scripted: limits, budget, provider, queue and mailbox."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ from typing import Any, cast
 import attrs
 import msgspec
 import trio
-from trio_websocket import WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from coach import config
 from coach.budget import Ask
-from coach.grading import Grade, Status, Submission, SubmissionState, load_rubric
+from coach.errors import Conflict
+from coach.grading import (
+    Failure,
+    Grade,
+    Status,
+    Submission,
+    SubmissionState,
+    load_rubric,
+)
 from coach.providers import Completion, Prompt, Sink, Usage
 from coach.session import Authority, Route, Services, Sessions, serve_session
+from coach.session.auth import Identity
+from coach.store import ConnectionLost
 
 AUTHORITY = Authority("k" * 32, token_s=3600, leeway_s=0)
+ANA = Identity("ana", "school", "student", 0.0)
+GRADE = Grade(score=71, criteria=(), judges=1, degraded=False, feedback="Shorten it.")
 
 
 @attrs.define
@@ -34,12 +46,16 @@ class Held:
     """A reservation or an admission."""
 
     settled: object = None
+    gate_s: float | None = None
 
     def settle(self, spent: object) -> None:
         self.settled = spent
 
     def observe(self, headers: Mapping[str, str]) -> None:
         pass
+
+    def close_gate(self, retry_after_s: float) -> None:
+        self.gate_s = retry_after_s
 
 
 @attrs.define
@@ -48,13 +64,21 @@ class World:
 
     script: Callable[[Prompt, Sink], Awaitable[Completion]]
     line: list[tuple[int, float]] = attrs.field(factory=list)
+    """Positions told, and how long each lasts."""
+    settle_s: float = 0.0
+    """How long giving back takes, as a round trip to Redis does."""
     limits: Ledger = attrs.field(factory=Ledger)
     budget: Ledger = attrs.field(factory=Ledger)
+    gates: list[float] = attrs.field(factory=list)
     streams_open: int = 0
+    streams: int = 0
     refuse: Exception | None = None
     submitted: list[Submission] = attrs.field(factory=list)
     submit_s: float = 0.0
     states: dict[str, SubmissionState] = attrs.field(factory=dict)
+    """Where the queue answers otherwise than `queued`."""
+    away: Exception | None = None
+    """Why the queue cannot be asked."""
     sessions: Sessions = attrs.field(
         factory=lambda: Sessions(connections_per_user=2, ping_s=20.0, drain_s=5.0)
     )
@@ -67,20 +91,36 @@ class World:
         await trio.lowlevel.checkpoint()
         if self.refuse is not None:
             raise self.refuse
-        async with _held(self.limits) as held:
+        async with self._held(self.limits) as held:
             yield held
 
     @asynccontextmanager
     async def admit(
         self, _ask: Ask, *, on_position: Callable[[int, float], None], **_: object
     ) -> AsyncIterator[Held]:
+        await trio.lowlevel.checkpoint()
         for position, eta_s in self.line:
             on_position(position, eta_s)
             await trio.sleep(eta_s)
-        async with _held(self.budget) as held:
+        async with self._held(self.budget) as held:
             yield held
 
+    @asynccontextmanager
+    async def _held(self, ledger: Ledger) -> AsyncIterator[Held]:
+        held = Held()
+        ledger.open += 1
+        try:
+            yield held
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(self.settle_s)
+            ledger.open -= 1
+            ledger.ended.append(held.settled)
+            if held.gate_s is not None:
+                self.gates.append(held.gate_s)
+
     async def stream(self, prompt: Prompt, sink: Sink, **_: object) -> Completion:
+        self.streams += 1
         self.streams_open += 1
         try:
             return await self.script(prompt, sink)
@@ -89,12 +129,19 @@ class World:
 
     async def submit(self, submission: Submission) -> SubmissionState:
         await trio.sleep(self.submit_s)
+        known = {earlier.id: earlier.text for earlier in self.submitted}
+        if known.get(submission.id, submission.text) != submission.text:
+            raise Conflict("this submission id was used for another text")
         self.submitted.append(submission)
         return self.states.get(submission.id) or state(submission)
 
     async def get(self, _org: str, submission: str) -> SubmissionState | None:
         await trio.lowlevel.checkpoint()
-        return self.states.get(submission)
+        if self.away is not None:
+            raise self.away
+        if submission in self.states:
+            return self.states[submission]
+        return next((state(known) for known in self.submitted if known.id == submission), None)
 
     def services(self, **server: object) -> Services:
         return Services(
@@ -113,30 +160,28 @@ class World:
     async def student(self, user: str = "ana", **server: object) -> AsyncIterator[Client]:
         """A student connected to a session of this world; has said hello."""
         async with self.connected(**server) as client:
-            token, _ = AUTHORITY.issue(user=user, org="school", role="student")
-            await client.send(type="hello", token=token)
-            client.welcome = await client.receive()
+            await client.hello(user)
             yield client
 
     @asynccontextmanager
     async def connected(self, **server: object) -> AsyncIterator[Client]:
         """A WebSocket to a session of this world, before hello."""
-        near, far = (
-            trio.SocketStream(trio.socket.from_stdlib_socket(s)) for s in socket.socketpair()
-        )
-        async with trio.open_nursery() as served, trio.open_nursery() as nursery:
-            served.start_soon(
-                serve_session, Wired(far, far.socket), self.services(**server), self.sessions
-            )
-            websocket = await wrap_client_stream(nursery, near, "localhost", "/ws")
-            yield Client(websocket, near)
-            await trio.aclose_forcefully(near)
-            nursery.cancel_scope.cancel()  # its reader may wait for a message to be taken
+        near, far = wire_pair()
+        async with trio.open_nursery() as served:
+            served.start_soon(serve_session, far, self.services(**server), self.sessions)
+            async with open_client(near) as client:
+                yield client
 
     @property
     def balanced(self) -> bool:
-        """Nothing is reserved, streaming or registered."""
+        """Nothing is reserved or streaming, and no session is registered."""
         return not (self.limits.open or self.budget.open or self.streams_open or len(self.sessions))
+
+    @property
+    def session_id(self) -> str:
+        """The only session's."""
+        (name,) = self.sessions._by_id
+        return name
 
 
 @attrs.frozen
@@ -144,7 +189,28 @@ class Wired:
     """A connection as the edge hands it over."""
 
     stream: trio.SocketStream
-    socket: trio.socket.SocketType
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        return self.stream.socket
+
+
+def wire_pair() -> tuple[trio.SocketStream, Wired]:
+    """The student's end of a connection, and the server's."""
+    near, far = (trio.SocketStream(trio.socket.from_stdlib_socket(s)) for s in socket.socketpair())
+    return near, Wired(far)
+
+
+@asynccontextmanager
+async def open_client(stream: trio.SocketStream) -> AsyncIterator[Client]:
+    """A WebSocket client at the student's end; closes it in the end, without ceremony."""
+    async with trio.open_nursery() as nursery:
+        try:
+            websocket = await wrap_client_stream(nursery, stream, "localhost", "/ws")
+            yield Client(websocket, stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()  # its reader may wait for a message to be taken
 
 
 @attrs.define
@@ -166,9 +232,18 @@ class Client:
             assert message["seq"] == self.seq, message
         return message
 
+    async def hello(self, user: str = "ana") -> dict[str, Any]:
+        token, _ = AUTHORITY.issue(user=user, org="school", role="student")
+        await self.send(type="hello", token=token)
+        self.welcome = await self.receive()
+        return self.welcome
+
     async def ask(self, request: str, *, draft: str = "d", text: str = "The sea was calm.") -> None:
         await self.send(type="draft", draft=draft, rev=int(request[1:]), text=text)
         await self.send(type="feedback", request=request, draft=draft)
+
+    async def submit(self, submission: str = "s1", *, text: str = "An essay.") -> None:
+        await self.send(type="submit", submission=submission, assignment="a", text=text)
 
     async def until(self, *types: str) -> list[dict[str, Any]]:
         """Everything up to and including the first message of one of `types`."""
@@ -176,6 +251,48 @@ class Client:
         while got[-1]["type"] not in types:
             got.append(await self.receive())
         return got
+
+    async def until_closed(self) -> tuple[list[dict[str, Any]], int]:
+        """Everything that still comes, and the close code."""
+        got = []
+        try:
+            while True:
+                got.append(await self.receive())
+        except ConnectionClosed as closed:
+            return got, closed.reason.code if closed.reason is not None else 0
+
+
+@attrs.define
+class Mailbox:
+    """Redis as the mailbox sees it: one stream, which can be away."""
+
+    entries: list[tuple[bytes, dict[bytes, bytes]]] = attrs.field(factory=list)
+    away: bool = False
+    asked: int = 0
+    _posted: trio.Event = attrs.field(factory=trio.Event)
+
+    def post(self, **fields: str | bytes) -> None:
+        entry = {
+            name.encode(): value if isinstance(value, bytes) else value.encode()
+            for name, value in fields.items()
+        }
+        self.entries.append((b"%d-0" % (len(self.entries) + 1), entry))
+        self._posted.set()
+
+    async def xread(self, streams: Mapping[str, bytes], *, count: int, block: int) -> object:
+        ((key, last),) = streams.items()
+        assert key == "mail:w-test"
+        self.asked += 1
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            raise ConnectionLost("no redis")
+        seen = int(last.partition(b"-")[0])
+        if len(self.entries) == seen:
+            self._posted = trio.Event()
+            with trio.move_on_after(block / 1000):
+                await self._posted.wait()
+        news = self.entries[seen : seen + count]
+        return {key.encode(): [news]} if news else {}
 
 
 def says(
@@ -186,7 +303,7 @@ def says(
 
     async def script(_prompt: Prompt, sink: Sink) -> Completion:
         await trio.sleep(pause_s)
-        sink.on_start("script-1", total)
+        sink.on_start("script-1", attrs.evolve(total, output=1))
         for text in deltas:
             sink.on_delta(text)
             await trio.sleep(pause_s)
@@ -198,7 +315,11 @@ def says(
 
 
 def state(
-    submission: Submission, status: Status = "queued", grade: Grade | None = None
+    submission: Submission,
+    status: Status = "queued",
+    *,
+    grade: Grade | None = None,
+    failure: Failure | None = None,
 ) -> SubmissionState:
     """A submission's state as the queue would report it."""
     return SubmissionState(
@@ -207,15 +328,5 @@ def state(
         org=submission.org,
         status=status,
         grade=grade,
+        failure=failure,
     )
-
-
-@asynccontextmanager
-async def _held(ledger: Ledger) -> AsyncIterator[Held]:
-    held = Held()
-    ledger.open += 1
-    try:
-        yield held
-    finally:
-        ledger.open -= 1
-        ledger.ended.append(held.settled)
