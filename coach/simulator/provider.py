@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 import trio
-import trustme
 
 from ..errors import ConfigurationError
 from .account import Account
+from .authority import server_context
 from .faults import FaultName, Rule
 from .http1 import Http1Connection
 from .http2 import Http2Connection
@@ -25,7 +24,6 @@ from .service import Service
 from .settings import Settings
 from .tls import Wire
 
-CA_NAME: Final = "simulator-ca.pem"
 BACKLOG: Final = 4_096
 
 
@@ -146,7 +144,7 @@ async def open_provider(
     Raises:
       ConfigurationError: the port is taken, or the folder cannot be written; one line.
     """
-    context = _tls_context(data_dir)
+    context = server_context(data_dir)
     try:
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=BACKLOG)
     except OSError as error:
@@ -168,20 +166,3 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def _tls_context(data_dir: Path) -> ssl.SSLContext:
-    """A server certificate by an authority made for this run, whose certificate is written out."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    authority.issue_cert("127.0.0.1", "localhost", "::1").configure_cert(context)
-    path = data_dir / CA_NAME
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(authority.cert_pem.bytes())
-        part.replace(path)
-    except OSError as error:
-        raise ConfigurationError(f"simulator: cannot write {path}: {error.strerror}") from error
-    return context

@@ -12,9 +12,10 @@ import attrs
 import httpx
 
 from coach.simulator.account import Account
+from coach.simulator.authority import CA_NAME
 from coach.simulator.exchange import Work
 from coach.simulator.faults import FaultName, Rule
-from coach.simulator.provider import CA_NAME, Provider
+from coach.simulator.provider import Provider
 from coach.simulator.service import Service
 from coach.simulator.settings import Settings
 

@@ -21,8 +21,9 @@ import trio
 import trustme
 
 from coach.errors import ConfigurationError
+from coach.simulator.authority import CA_NAME, KEY_NAME
 from coach.simulator.faults import FaultName, Rule
-from coach.simulator.provider import CA_NAME, Provider, open_provider
+from coach.simulator.provider import Provider, open_provider
 from coach.simulator.settings import Settings
 from coach.simulator.statistics import Statistics
 from coach.simulator.tls import UNSENT_BYTES_MAX, Wire
@@ -278,7 +279,7 @@ async def test_leaving_cuts_every_connection_and_leaves_the_certificate(tmp_path
             stream_id = await client.request(question())
         with pytest.raises((trio.BrokenResourceError, ConnectionError)):
             await client.wait_for(h2.events.DataReceived, stream_id)
-    assert await trio.to_thread.run_sync(os.listdir, tmp_path) == [CA_NAME]
+    assert sorted(await trio.to_thread.run_sync(os.listdir, tmp_path)) == [KEY_NAME, CA_NAME]
 
 
 # --- the TLS connection itself ----------------------------------------------------------------
