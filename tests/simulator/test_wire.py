@@ -267,7 +267,7 @@ async def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
 
 async def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"^simulator: cannot write \S+: \w"):
+    with pytest.raises(ConfigurationError, match=r"^simulator: cannot write to \S+: \w"):
         async with open_provider(Settings(), {}, data_dir=tmp_path / "file"):
             pass
 
