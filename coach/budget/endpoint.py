@@ -32,7 +32,7 @@ from .scripts import (
     EndpointScripts,
     Full,
     Insistence,
-    give_back,
+    insist,
 )
 
 log = structlog.get_logger()
@@ -252,8 +252,12 @@ class EndpointBudget:
         finally:
             self._running.discard(ticket.id)
             if call.may_have_run:
-                used = admission._used if admission is not None else None  # noqa: SLF001  ours
-                await self._settle(ticket.id, NOTHING if used is None else used.amounts, s_max)
+                said = admission._used if admission is not None else None  # noqa: SLF001  ours
+                used = NOTHING if said is None else said.amounts
+                with trio.move_on_after(s_max, shield=True) as scope:
+                    await insist(partial(self._scripts.settle, ticket.id, used))
+                if scope.cancelled_caught:
+                    self._settle_soon(ticket.id, used)
 
     async def statistics(self) -> BudgetStatistics:
         """A snapshot, in one round trip.
@@ -293,9 +297,7 @@ class EndpointBudget:
         self._queued_count += 1
         return await self._line.wait(ticket, reply)
 
-    async def _settle(self, ticket: str, used: Amounts, s_max: float) -> None:
-        if await give_back(partial(self._scripts.settle, ticket, used), s_max=s_max):
-            return
+    def _settle_soon(self, ticket: str, used: Amounts) -> None:
         log.warning("settlement_late", endpoint=self.endpoint, ticket=ticket)
         if len(self._unsettled) < UNSETTLED_MAX:
             until_s = trio.current_time() + self._settings.reservation_lease_s
@@ -307,7 +309,7 @@ class EndpointBudget:
     async def _settle_late(self) -> None:
         """Make good what is unsettled, oldest first; until there is nothing left."""
         try:
-            while self._unsettled:
+            while True:
                 ticket, (until_s, used) = next(iter(self._unsettled.items()))
                 if until_s > trio.current_time():
                     try:
@@ -315,7 +317,11 @@ class EndpointBudget:
                     except RedisError:
                         await trio.sleep(LATE_RETRY_S)
                         continue
+                else:
+                    await trio.lowlevel.checkpoint()
                 del self._unsettled[ticket]
+                if not self._unsettled:
+                    return
         finally:
             self._is_settling = False
 
@@ -333,10 +339,11 @@ class EndpointBudget:
 
     async def _try(self, run: Callable[[], Awaitable[object]]) -> None:
         """Run what nobody waits for; a failure is logged, as it must not end the worker."""
-        error = None
-        try:
-            if await give_back(run, s_max=GIVE_BACK_S_MAX):
-                return
-        except RedisError as refusal:
-            error = str(refusal)
-        log.warning("budget_not_told", endpoint=self.endpoint, error=error)
+        with trio.move_on_after(GIVE_BACK_S_MAX, shield=True) as scope:
+            try:
+                await insist(run)
+            except RedisError as error:
+                log.warning("budget_not_told", endpoint=self.endpoint, error=str(error))
+                await trio.lowlevel.checkpoint()
+        if scope.cancelled_caught:
+            log.warning("budget_not_told", endpoint=self.endpoint, error="no answer")

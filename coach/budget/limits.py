@@ -16,6 +16,8 @@ from functools import partial
 from typing import Final, final
 from urllib.parse import quote
 
+import trio
+
 from .. import config
 from ..errors import Overloaded, RateLimited
 from ..store import Redis
@@ -24,7 +26,7 @@ from .scripts import (
     LAST_TRY_S_MAX,
     Insistence,
     Over,
-    give_back,
+    insist,
     limit_reserve,
     limit_settle,
 )
@@ -117,7 +119,8 @@ class UserLimits:
                     tokens=used or 0,
                     hold_s=HOLD_S,
                 )
-                await give_back(settle, s_max=s_max)
+                with trio.move_on_after(s_max, shield=True):
+                    await insist(settle)
 
     @property
     def _limits(self) -> tuple[int, int, int, int]:

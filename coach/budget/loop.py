@@ -141,7 +141,7 @@ class Line:
         answered_s = trio.current_time()
         placed_s = -math.inf  # when the tickets last learnt their places
         try:
-            while self._waiting:
+            while True:
                 asked_s = trio.current_time()
                 is_full = asked_s - placed_s >= PLACES_S
                 late_s = answered_s + self._wait_s
@@ -156,7 +156,10 @@ class Line:
                 else:
                     answered_s = trio.current_time()
                     placed_s = asked_s if is_full else placed_s
-                    await self._sleep(passed)
+                    if self._waiting:
+                        await self._sleep(passed)
+                if not self._waiting:
+                    return
         finally:
             self._is_running = False
 
@@ -211,7 +214,7 @@ class Line:
         if passed.is_mine and passed.outlook.head_s is not None:
             sleep_s = min(sleep_s, passed.outlook.head_s)
         deadline_s, wake_id = trio.current_time() + sleep_s, passed.wake_id
-        while self._waiting:
+        while True:
             block_ms = math.ceil((deadline_s - trio.current_time()) * 1000)
             if block_ms <= 0:
                 await trio.lowlevel.checkpoint()
@@ -226,7 +229,7 @@ class Line:
                 await trio.sleep(min(RETRY_S, sleep_s))
                 return
             is_woken, wake_id = _read_wake(reply, self._worker, wake_id)
-            if is_woken:
+            if is_woken or not self._waiting:
                 return
 
     def _refuse_all(self) -> None:

@@ -92,27 +92,23 @@ class Insistence:
         raise Overloaded("the shared limits cannot be reached now", retry_after_s=self.wait_s)
 
 
-async def give_back(run: Callable[[], Awaitable[object]], *, s_max: float) -> bool:
-    """Run a settlement whatever happens to the caller, for `s_max` seconds at most.
-
-    Returns:
-      Whether it is done; if not, a lease or the sliding of the window will do it.
+async def insist(run: Callable[[], Awaitable[object]]) -> None:
+    """Run a script until Redis answers; the caller says for how long.
 
     Raises:
       RedisError: the script, or the server, refuses it for good.
+
+    Cancellation: it may have run.
     """
-    with trio.CancelScope(shield=True) as scope:
-        scope.deadline = trio.current_time() + s_max
-        while True:
-            try:
-                await run()
-            except RedisError as error:
-                if not may_pass(error):
-                    raise
-                await trio.sleep(RETRY_S)
-            else:
-                return True
-    return False
+    while True:
+        try:
+            await run()
+        except RedisError as error:
+            if not may_pass(error):
+                raise
+            await trio.sleep(RETRY_S)
+        else:
+            return
 
 
 @attrs.frozen

@@ -74,6 +74,7 @@ class Turn:
     ended: trio.Event = attrs.field(factory=trio.Event)
 
     async def run(self) -> None:
+        await trio.lowlevel.checkpoint()
         try:
             with self.scope:
                 async with self.budget.admit(
@@ -95,6 +96,7 @@ class Turn:
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
+        await trio.lowlevel.checkpoint()
         while not condition():  # noqa: ASYNC110  there is no event for this
             await trio.sleep(0.002)
 
@@ -226,6 +228,7 @@ async def test_settling_replaces_the_reservation(
     """In every way out; without a word everything is given back."""
     async with open_test_redis(tmp_path) as redis, open_budget(redis) as budget:
         with trio.CancelScope() as scope:
+            await trio.lowlevel.checkpoint()
             try:
                 async with budget.admit(Ask(15, 40), lane="interactive", org="o") as admission:
                     assert (await spent(redis, "e")).sum == (1, 15, 40, 55)
@@ -307,7 +310,7 @@ async def test_waiting_cancelled_at_any_checkpoint_leaves_nothing(tmp_path: Path
 
 
 async def _end_when_queued(redis: Redis, first: Turn) -> None:
-    while not first.end.is_set() and not await line_of(redis, "e"):
+    while not await line_of(redis, "e") and not first.end.is_set():
         pass
     first.end.set()
 
@@ -395,11 +398,13 @@ class Writers:
     spendings: list[Spent] = attrs.field(factory=list)
 
     async def run(self, budget: EndpointBudget) -> None:
+        await trio.lowlevel.checkpoint()
         while trio.current_time() < self.end_s:
             how = self.rng.choice(["done", "done", "failed", "cancelled", "unsent", "left"])
             with trio.CancelScope() as scope:
                 if how == "left":
                     scope.deadline = trio.current_time() + self.rng.uniform(0, 0.2)
+                await trio.lowlevel.checkpoint()
                 try:
                     await self._ask(budget, how, scope)
                 except ZeroDivisionError:

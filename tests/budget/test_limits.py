@@ -46,6 +46,7 @@ async def test_of_200_at_once_exactly_those_that_fit_get_through(tmp_path: Path)
         users = limits(redis, user_requests_per_minute=1000, user_tokens_per_minute=1_799)
 
         async def one(number: int) -> None:
+            await trio.lowlevel.checkpoint()
             try:
                 async with users.reserve(**NOBODY, tokens=50) as reservation:
                     admitted.append(number)
@@ -159,6 +160,7 @@ async def test_random_ends_leave_windows_equal_to_the_real_use(tmp_path: Path, s
 
         async def one(end: str, tokens: int, use: int, after_s: float) -> None:
             with trio.CancelScope() as scope:
+                await trio.lowlevel.checkpoint()
                 try:
                     async with users.reserve(**NOBODY, tokens=tokens) as reservation:
                         if end in ("done", "failed", "cancelled"):

@@ -200,6 +200,7 @@ class Play:
 
     async def settle(self, which: int, share: float, moment: float) -> None:
         """An end; the provider counted the output at some moment of its life."""
+        await trio.lowlevel.checkpoint()
         if not self.model.running:
             return
         name = sorted(self.model.running)[which % len(self.model.running)]
@@ -227,12 +228,10 @@ class Play:
         self.model.gate_ms = max(self.model.gate_ms, self.model.now_ms + ms)
 
     async def renew(self) -> None:
-        names = sorted(self.model.running)
-        if names:
-            await self.scripts.renew(names)
-            for ticket in self.model.running.values():
-                ticket.lease_ms = self.model.now_ms + TICKET_LEASE_MS
-            self.model.begin()
+        await self.scripts.renew(sorted(self.model.running) or ["w1:0"])
+        for ticket in self.model.running.values():
+            ticket.lease_ms = self.model.now_ms + TICKET_LEASE_MS
+        self.model.begin()
 
     async def check(self) -> None:
         await self.scripts.statistics()  # which sweeps
@@ -338,6 +337,7 @@ async def overload(
 ) -> list[int]:
     """Keep the line from emptying; returns the admissions, as milliseconds from the beginning."""
     begun_ms, admitted, count = clock.now_ms, [], 0
+    await trio.lowlevel.checkpoint()
     while clock.now_ms < begun_ms + seconds * 1000:
         while len(await line_of(redis, "e")) < 3:
             count += 1

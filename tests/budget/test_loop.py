@@ -119,6 +119,7 @@ class Waiter:
     result: Amounts | Overloaded | None = None
 
     async def run(self) -> None:
+        await trio.lowlevel.checkpoint()
         ticket = Ticket(id=self.name, lane=0, reserved=NOTHING, on_position=self._note)
         self.scripted.positions[self.name] = self.position
         queued = Queued(f"rank of {self.name}", self.position, self.scripted.outlook)
