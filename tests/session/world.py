@@ -67,6 +67,8 @@ class World:
     """Positions told, and how long each lasts."""
     settle_s: float = 0.0
     """How long giving back takes, as a round trip to Redis does."""
+    on_admitted: Callable[[], None] = lambda: None
+    """Called in the moment of an admission."""
     limits: Ledger = attrs.field(factory=Ledger)
     budget: Ledger = attrs.field(factory=Ledger)
     gates: list[float] = attrs.field(factory=list)
@@ -103,6 +105,7 @@ class World:
             on_position(position, eta_s)
             await trio.sleep(eta_s)
         async with self._held(self.budget) as held:
+            self.on_admitted()
             yield held
 
     @asynccontextmanager
