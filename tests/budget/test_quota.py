@@ -82,6 +82,12 @@ def test_any_header_text_is_harmless(headers: dict[str, str]) -> None:
         assert 0 <= least <= quota
 
 
+def test_a_number_of_thousands_of_digits_is_harmless() -> None:
+    """Python refuses to read one, with an error that must not end an answer."""
+    headers = {"x-ratelimit-remaining-tokens": "9" * 5_000}
+    assert capacity(OPENAI).least_spent(headers) == NOTHING
+
+
 def test_no_header_no_correction() -> None:
     """Silence changes nothing."""
     assert capacity(ANTHROPIC).least_spent({}) == NOTHING

@@ -1,0 +1,91 @@
+"""How long one insists on a script, and what one knows afterwards; on the mock clock."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import attrs
+import pytest
+import trio
+from redis.exceptions import ClusterDownError, ReadOnlyError, ResponseError, TryAgainError
+
+from coach.budget.scripts import RETRY_S, Insistence, insist
+from coach.errors import Overloaded
+from coach.store import ConnectionLost, NotSent, RedisError
+
+PASSING = [
+    NotSent("no connection"),
+    ConnectionLost("no answer"),
+    ReadOnlyError("You can't write against a read only replica."),
+    ClusterDownError("The cluster is down"),
+    TryAgainError("the slot is on its way"),
+    ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+    ResponseError("BUSY Redis is busy running a script."),
+]
+LASTING = [ResponseError("COACH_BADARG ask"), ResponseError("WRONGTYPE of value"), RedisError("?")]
+
+
+@attrs.define
+class Failing:
+    """A script that fails so often, and then answers; or for ever."""
+
+    error: RedisError
+    failures_max: float = float("inf")
+    runs_count: int = 0
+
+    async def __call__(self) -> str:
+        await trio.lowlevel.checkpoint()
+        self.runs_count += 1
+        if self.runs_count <= self.failures_max:
+            raise self.error
+        return "answer"
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: str(error)[:8])
+async def test_what_may_pass_is_waited_for(error: RedisError) -> None:
+    """A failover, a full disk, a slot on its way: try again, but not for ever."""
+    run = Failing(error, failures_max=3)
+    assert await Insistence(wait_s=1.0)(run) == "answer"
+    assert trio.current_time() == pytest.approx(3 * RETRY_S)
+    await insist(Failing(error, failures_max=3))
+    call = Insistence(wait_s=1.0)
+    begun_s = trio.current_time()
+    with pytest.raises(Overloaded) as caught:
+        await call(Failing(error))
+    assert trio.current_time() - begun_s == pytest.approx(1.0)
+    assert caught.value.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize("error", LASTING, ids=lambda error: str(error)[:8])
+async def test_what_lasts_is_raised_at_once(error: RedisError) -> None:
+    """Waiting would hide a mistake."""
+    for call in (Insistence(wait_s=1.0), insist):
+        run = Failing(error)
+        with pytest.raises(type(error)) as caught:
+            await call(run)
+        assert caught.value is error
+        assert run.runs_count == 1
+
+
+async def test_knows_whether_something_may_have_run() -> None:
+    """Only what surely never ran needs no undoing."""
+    call = Insistence(wait_s=1.0)
+    assert not call.may_have_run
+    with pytest.raises(Overloaded):
+        await call(Failing(NotSent("no connection")))
+    assert not call.may_have_run
+    with pytest.raises(Overloaded):
+        await call(Failing(ConnectionLost("no answer")))
+    assert call.may_have_run
+    with pytest.raises(Overloaded):
+        await call(Failing(NotSent("no connection")))
+    assert call.may_have_run  # the one before may have
+
+
+async def test_cancelled_it_may_have_run() -> None:
+    """The caller undoes it."""
+    call = Insistence(wait_s=1.0)
+    with trio.move_on_after(0.5) as scope:
+        await call(partial(trio.sleep, 9))
+    assert scope.cancelled_caught
+    assert call.may_have_run
