@@ -115,17 +115,20 @@ def grade(
 def redis(
     data_dir: DataDirOption = None,
 ) -> None:
-    """Run the embedded Redis in the foreground, for several processes on one machine."""
-    from .store import open_embedded
+    """Run the embedded Redis in the foreground, for several processes on one machine.
+
+    Where another coach runs it already, stand by and take over when that one ends.
+    """
+    from .store import keep_embedded
 
     settings = _load(None, data_dir)
 
     async def run() -> None:
-        async with open_embedded(settings.data_path) as server:
-            typer.echo(f"redis at {server.url}")
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for _ in signals:
-                    return
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(keep_embedded, settings.data_path, say=typer.echo))
+                await anext(aiter(signals))
+                nursery.cancel_scope.cancel("asked to stop")
 
     trio.run(run)
 

@@ -73,7 +73,7 @@ class Redis(Section, frozen=True, kw_only=True):
     """Where the shared state lives."""
 
     url: str | None = None
-    """`redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://` (the forms stand
+    """`redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://` (the forms stand
     in store/url.py); absent: an embedded Valkey in `data_dir`."""
     wait_s: Seconds = 5.0
     """How long a command may wait for a connection before the client is told `overloaded`."""

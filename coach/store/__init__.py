@@ -5,6 +5,7 @@ from .embedded import (
     DataDirInUse,
     EmbeddedServer,
     find_embedded,
+    keep_embedded,
     open_embedded,
     share_embedded,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "ResponseError",
     "Script",
     "find_embedded",
+    "keep_embedded",
     "open_embedded",
     "open_redis",
     "script",

@@ -13,7 +13,7 @@ A server that dies under its owner is started again: to clients that is a Redis 
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +41,7 @@ LOCK_S_MAX: Final = 3.0
 """How long the server of an owner that was killed may take to be gone."""
 RESTART_S: Final = 0.2
 """Pause before a server that died is started again; a second after a failed start."""
+STAND_BY_S: Final = 0.5
 _POLL_S: Final = 0.02
 
 log = structlog.get_logger()
@@ -99,6 +100,31 @@ async def share_embedded(data_dir: Path) -> AsyncIterator[str]:
         except DataDirInUse:
             url = await find_embedded(data_dir)
         yield url
+
+
+async def keep_embedded(data_dir: Path, *, say: Callable[[str], None]) -> None:
+    """See to it that a server runs in `data_dir`, until cancelled.
+
+    While another process owns the folder that one's server does; when it ends, ours takes over.
+
+    Args:
+      data_dir: as for `open_embedded`.
+      say: told in one line which of the two is the case, each time that changes.
+
+    Raises:
+      ConfigurationError: see `open_embedded`.
+    """
+    standing_by = False
+    while True:
+        try:
+            async with open_embedded(data_dir) as server:
+                say(f"serving {server.url}")
+                await trio.sleep_forever()
+        except DataDirInUse as error:
+            if not standing_by:
+                say(f"standing by; {error}")
+            standing_by = True
+        await trio.sleep(STAND_BY_S)
 
 
 async def find_embedded(data_dir: Path) -> str:

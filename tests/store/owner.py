@@ -20,8 +20,8 @@ from coach.store import open_embedded, open_redis
 async def own(data_dir: Path) -> None:
     async with open_embedded(data_dir) as server, open_redis(server.url) as redis:
         await redis.set("k", "v")
-        print(server.pid, flush=True)  # noqa: T201  read by the test
         try:
+            print(server.pid, flush=True)  # noqa: T201  read by the test, which may interrupt at once
             await trio.sleep_forever()
         finally:
             with trio.move_on_after(2, shield=True):

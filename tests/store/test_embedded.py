@@ -10,13 +10,21 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from coach.errors import ConfigurationError
-from coach.store import Redis, find_embedded, open_embedded, open_redis
+from coach.store import (
+    Redis,
+    find_embedded,
+    keep_embedded,
+    open_embedded,
+    open_redis,
+    share_embedded,
+)
 from coach.store.folder import LOG_BYTES_MAX
 
 pytestmark = pytest.mark.real_time
@@ -226,3 +234,25 @@ def assert_one_line(error: ConfigurationError, *parts: str) -> None:
     assert "\n" not in str(error)
     for part in parts:
         assert part in str(error)
+
+
+async def test_processes_of_a_machine_share_one_server_in_whatever_order_they_start(
+    tmp_path: Path,
+) -> None:
+    async with share_embedded(tmp_path) as ours, share_embedded(tmp_path) as theirs:
+        assert ours == theirs
+
+
+async def test_who_stands_by_takes_over_when_the_owner_ends(tmp_path: Path) -> None:
+    said: list[str] = []
+    async with trio.open_nursery() as nursery:
+        async with open_embedded(tmp_path) as server:
+            nursery.start_soon(partial(keep_embedded, tmp_path, say=said.append))
+            await trio.sleep(1.2)
+            assert len(said) == 1
+            assert said[0].startswith("standing by; data_dir:")
+            assert await find_embedded(tmp_path) == server.url
+        with trio.fail_after(10):
+            assert await find_embedded(tmp_path) == server.url
+        assert said[1:] == [f"serving {server.url}"]
+        nursery.cancel_scope.cancel()
