@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from pathlib import Path
 
 import jwt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coach import config
 from coach.errors import ConfigurationError, Unauthenticated
@@ -72,3 +76,29 @@ def test_a_key_that_cannot_be_kept_is_one_line(tmp_path: Path) -> None:
     settings = config.load(None, {"COACH_DATA_DIR": str(tmp_path / "file")})
     with pytest.raises(ConfigurationError, match=r"signing key"):
         open_authority(settings)
+
+
+@given(st.text() | st.text(alphabet="eyJ.hbGciO", min_size=3))
+def test_any_text_is_a_token_or_is_not(text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        AUTHORITY.verify(text)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[" * 5_000, b'"x"', b"{}", b'{"alg": ["HS256"]}', b'{"alg": "HS256", "crit": 5}', b"\xff"],
+    ids=["deep", "text", "empty", "list", "crit", "not UTF-8"],
+)
+def test_a_header_that_makes_no_sense_is_no_token(header: bytes) -> None:
+    """It is read before the signature is checked, so anybody may send it."""
+    with pytest.raises(Unauthenticated):
+        AUTHORITY.verify(base64.urlsafe_b64encode(header).decode().rstrip("=") + ".e30.e30")
+
+
+def test_a_signed_token_cannot_be_changed() -> None:
+    token, _ = AUTHORITY.issue(user="ana", org="school", role="student")
+    head, _, signature = token.split(".")
+    claims = {"sub": "ana", "org": "school", "role": "operator", "exp": time.time() + 60}
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    with pytest.raises(Unauthenticated, match="Signature"):
+        AUTHORITY.verify(f"{head}.{body}.{signature}")

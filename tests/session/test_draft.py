@@ -91,3 +91,51 @@ def test_the_whole_text_replaces_unless_it_is_older() -> None:
         draft.replace(6, "six")
     draft.edit(8, [Splice(0, 5, "eight")])
     assert draft.text == "eight"
+
+
+@given(edits(), st.data())
+def test_any_chop_of_the_edits_gives_the_whole(
+    case: tuple[str, list[Splice], str], data: st.DataObject
+) -> None:
+    """One edit with all splices, or many edits with some each: the draft is the same."""
+    start, splices, expected = case
+    draft = DraftText(chars_max=10_000)
+    draft.replace(1, start)
+    while splices:
+        count = data.draw(st.integers(1, len(splices)))
+        draft.edit(draft.rev + 1, splices[:count])
+        splices = splices[count:]
+    assert draft.text == expected
+
+
+@given(TEXT)
+def test_typed_character_by_character_it_is_the_text(text: str) -> None:
+    draft = DraftText(chars_max=100)
+    for index, character in enumerate(text):
+        draft.edit(index + 1, [Splice(len(utf16(text[:index])), 0, character)])
+    assert draft.text == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [Splice(1, 0, "x"), Splice(0, 1, ""), Splice(1, 1, ""), Splice(1, 2, "y")],
+    ids=["between", "first half", "second half", "beyond"],
+)
+def test_a_surrogate_pair_cut_in_two_is_refused_and_changes_nothing(change: Splice) -> None:
+    draft = DraftText(chars_max=100)
+    draft.edit(1, [Splice(0, 0, "😀b")])
+    with pytest.raises(BadMessage, match="surrogate"):
+        draft.edit(2, [change])
+    assert (draft.rev, draft.text) == (1, "😀b")
+
+
+def test_what_counts_is_the_text_after_the_whole_edit() -> None:
+    """A browser may delete a pair in two steps; nobody sees the text in between."""
+    assert splice("a😀b", [Splice(2, 1, ""), Splice(1, 1, "")]) == "ab"
+
+
+def test_the_limit_counts_characters_as_people_do() -> None:
+    draft = DraftText(chars_max=3)
+    draft.replace(1, "😀😀😀")
+    with pytest.raises(TooLarge, match="3 characters"):
+        draft.edit(2, [Splice(6, 0, "😀")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as stdlib_socket
 import struct
 
 import attrs
@@ -15,7 +16,8 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
 from coach.session import wire
-from coach.session.outbox import Outbox, OutboxStream, text_frame
+from coach.session.outbox import KernelSocket, Outbox, OutboxStream, text_frame
+from tests.support.cancels import cancel_at_step
 
 
 @attrs.define
@@ -46,13 +48,16 @@ class ScriptedSocket:
 
 
 def messages(data: bytes | bytearray) -> list[dict[str, object]]:
-    """What a client's WebSocket library makes of `data`."""
+    """What a client's WebSocket library makes of `data`; half a message at its end is none."""
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(bytes(data))
-    found = []
+    found, text = [], ""
     for event in client.events():
         if isinstance(event, TextMessage):
-            found.append(msgspec.json.decode(event.data))
+            text += event.data
+            if event.message_finished:
+                found.append(msgspec.json.decode(text))
+                text = ""
         elif isinstance(event, CloseConnection):
             found.append({"close": event.code})
     return found
@@ -147,3 +152,154 @@ async def test_closing_waits_for_the_last_bytes_but_not_for_ever() -> None:
             assert trio.current_time() - began == expected_s
             nursery.cancel_scope.cancel()
         assert bool(messages(socket.written)) == (room > 0)
+
+
+async def test_what_ends_while_it_ends_is_not_reported_again() -> None:
+    """The socket is closed with bytes still waiting: whoever closes it knows."""
+    socket, ends = ScriptedSocket(room=0), list[str]()
+    async with trio.open_nursery() as nursery:
+        outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=ends.append)
+        outbox.send(wire.Draining())
+        await wait_all_tasks_blocked()
+        outbox.abandon()
+        socket.broken = True
+        socket.give(0)
+        await wait_all_tasks_blocked()
+    assert ends == []
+    assert outbox.closed
+
+
+async def test_nothing_follows_a_close_frame() -> None:
+    socket = ScriptedSocket(room=3)
+    async with trio.open_nursery() as nursery:
+        outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
+        outbox.send(wire.Draining())
+        outbox.close(b"\x88\x02" + struct.pack("!H", 1012))
+        outbox.send(wire.Delta(request="r", text="late"))
+        outbox.ping()
+        socket.give(1000)
+        await wait_all_tasks_blocked()
+        assert outbox.seq == 1
+    assert [m.get("type", m.get("close")) for m in messages(socket.written)] == ["draining", 1012]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(0, 300)),
+        st.tuples(st.just("pong"), st.integers(0, 125)),
+        st.tuples(st.just("room"), st.integers(1, 400)),
+        st.tuples(st.just("wait"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS, st.integers(0, 50))
+def test_whatever_the_socket_takes_whole_frames_arrive_in_order(
+    steps: list[tuple[str, int]], room: int
+) -> None:
+    """Or the reader was too slow: then the beginning has arrived, and it was said once."""
+
+    async def play() -> None:
+        socket, ends, sent = ScriptedSocket(room=room), list[str](), 0
+        async with trio.open_nursery() as nursery:
+            outbox = Outbox(socket, nursery, bytes_max=1000, on_end=ends.append)
+            for kind, size in steps:
+                if kind == "send":
+                    outbox.send(wire.Delta(request="r", text=f"{sent}:{'x' * size}"))
+                    sent += 1
+                elif kind == "pong":
+                    outbox.write(bytes((0x8A, size)) + b"p" * size)
+                elif kind == "room":
+                    socket.give(size)
+                else:
+                    await wait_all_tasks_blocked()
+                assert outbox.pending <= 1000
+            socket.give(1 << 20)
+            await wait_all_tasks_blocked()
+            assert outbox.pending == 0
+            nursery.cancel_scope.cancel()
+        got = [str(m["text"]).partition(":")[0] for m in messages(socket.written)]
+        assert got == [str(index) for index in range(len(got))]
+        assert len(got) == sent or ends == ["slow_reader"]
+
+    trio.run(play)
+
+
+async def test_the_rest_of_a_refused_message_is_read_and_dropped() -> None:
+    """Else the socket is closed over unread bytes, and the reset overtakes the explanation."""
+    async with trio.open_nursery() as nursery:
+        outbox = Outbox(ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None)
+        student, server = trio.testing.memory_stream_pair()
+        stream = OutboxStream(server, outbox)
+        await stream.send_all(b"\x88\x02" + struct.pack("!H", 1009))
+        for _ in range(5):
+            await student.send_all(b"x" * 1000)
+        assert not stream.ended.is_set()
+        await student.aclose()
+        assert await stream.receive_some() == b""
+        assert stream.ended.is_set()
+
+
+async def test_a_student_who_breaks_off_ends_the_stream() -> None:
+    async with trio.open_nursery() as nursery:
+        outbox = Outbox(ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None)
+        _, server = trio.testing.memory_stream_pair()
+        stream = OutboxStream(server, outbox)
+        await server.receive_stream.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+        assert stream.ended.is_set()
+
+
+async def test_cancelled_at_any_step_closing_has_closed() -> None:
+    n = 0
+    while True:
+        n += 1
+        socket = ScriptedSocket(room=3)
+        async with trio.open_nursery() as nursery:
+            outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
+            student, server = trio.testing.memory_stream_pair()
+            stream = OutboxStream(server, outbox)
+            outbox.send(wire.Draining())
+            with cancel_at_step(n) as scope:
+                await stream.aclose()
+            assert outbox.closed
+            assert outbox.pending == 0
+            assert stream.ended.is_set()
+            assert await student.receive_some() == b""
+            nursery.cancel_scope.cancel()
+        if not scope.cancel_called:
+            return
+
+
+@pytest.mark.real_time
+async def test_a_real_socket_takes_all_and_never_another_student_s_descriptor() -> None:
+    """After the close its number may be somebody else's: writing must not reach it."""
+    near, far = stdlib_socket.socketpair()
+    far.setblocking(False)
+    ends = list[str]()
+    async with trio.open_nursery() as nursery:
+        socket = trio.socket.from_stdlib_socket(near)
+        outbox = Outbox(KernelSocket(socket), nursery, bytes_max=4_000_000, on_end=ends.append)
+        for index in range(500):
+            outbox.send(wire.Delta(request="r", text=f"{index}:" + "x" * 2000))
+        assert outbox.pending > 0, "the kernel's buffer was larger than this test thought"
+        student = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+        received = bytearray()
+        while outbox.pending or not received.endswith(b'"}'):
+            received += await student.receive_some()
+        await outbox.flush()
+        socket.close()
+        successor, other = stdlib_socket.socketpair()  # takes the number that has become free
+        outbox.send(wire.Draining())
+        assert ends == ["lost"]
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+        for leftover in (successor, other):
+            leftover.close()
+        await student.aclose()
+    assert [str(m["text"]).partition(":")[0] for m in messages(received)] == [
+        str(index) for index in range(500)
+    ]
