@@ -17,15 +17,21 @@ import trio
 from coach.store import open_embedded, open_redis
 
 
+def say(what: object) -> None:
+    """One line in one write, so that who reads it never sees half of it."""
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
 async def own(data_dir: Path) -> None:
     async with open_embedded(data_dir) as server, open_redis(server.url) as redis:
         await redis.set("k", "v")
         try:
-            print(server.pid, flush=True)  # noqa: T201  read by the test, which may interrupt at once
+            say(server.pid)  # the test may interrupt at once
             await trio.sleep_forever()
         finally:
             with trio.move_on_after(2, shield=True):
-                print(await redis.get("k"), flush=True)  # noqa: T201
+                say(await redis.get("k"))
 
 
 if __name__ == "__main__":
