@@ -9,8 +9,10 @@ from typing import get_args
 import msgspec
 import pytest
 
+from coach import config
 from coach.errors import Code
 from coach.session import wire
+from coach.session.session import SUBMISSIONS_MAX, TURNS_MAX
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -46,6 +48,27 @@ def test_every_message_and_field_is_described(
 
 def test_every_error_code_is_described() -> None:
     assert set(section("Error codes")) - {"code"} == set(get_args(Code))
+
+
+def test_the_limits_are_the_servers() -> None:
+    page = PAGE.split("## Limits\n", 1)[1].split("\n## ", 1)[0]
+    server = config.Server()
+    for name in re.findall(r"`server\.(\w+)` \((\d+)\)", page):
+        assert getattr(server, name[0]) == int(name[1])
+    rows = dict(re.findall(r"^\| (.*?) \| (\d+)\b.*\|$", page, re.MULTILINE))
+    assert rows == {
+        "splices of an `edit`": str(wire.SPLICES_MAX),
+        "turns of a session under way": str(TURNS_MAX),
+        "submissions of a session under way": str(SUBMISSIONS_MAX),
+        "`token`": str(wire.TOKEN_CHARS_MAX),
+    }
+
+
+def test_every_close_code_is_described() -> None:
+    room = Path(wire.__file__).parent
+    source = "".join(path.read_text(encoding="utf-8") for path in room.glob("*.py"))
+    used = set(re.findall(r"\b10(?:0[1-9]|1[0-5])\b", source))
+    assert set(section("Close codes")) - {"code"} == used
 
 
 def test_the_examples_are_messages() -> None:
