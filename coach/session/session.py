@@ -315,8 +315,8 @@ class Session:
                     assignment=self._services.rubric.task(message.assignment),
                     history=tuple(self._history),
                 )
-                if turn.outcome == "done":
-                    self._history.append((message.focus or "", "".join(turn.text)))
+            if turn.outcome == "done":
+                self._history.append((message.focus or "", "".join(turn.text)))
         except CoachError as error:
             turn.fail(error)
         except RedisError as error:

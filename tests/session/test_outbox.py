@@ -38,6 +38,7 @@ class ScriptedSocket:
         return taken
 
     async def wait_writable(self) -> None:
+        await trio.lowlevel.checkpoint()
         while self.room == 0 and not self.broken:
             self._writable = trio.Event()
             await self._writable.wait()

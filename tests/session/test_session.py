@@ -9,12 +9,14 @@ from contextlib import suppress
 import msgspec
 import pytest
 import trio
+from prometheus_client import Counter
 from structlog.typing import EventDict
 from trio_websocket import ConnectionClosed, wrap_client_stream
 from wsproto.events import Pong
 
 from coach.errors import Overloaded, ProviderUnavailable, RateLimited
 from coach.grading import Failure
+from coach.ops import metrics
 from coach.providers import Completion, Prompt, Sink, Usage
 from coach.session import serve_session, wire
 from coach.session.session import GRADE_POLL_S, SUBMISSIONS_MAX, TURNS_MAX
@@ -367,6 +369,41 @@ async def test_submissions_that_are_none() -> None:
     assert world.balanced
 
 
+# -- figures -----------------------------------------------------------------------------------
+
+
+def count(metric: Counter, *labels: str) -> float:
+    (family,) = metric.labels(*labels).collect()
+    return next(sample.value for sample in family.samples if sample.name.endswith("_total"))
+
+
+async def test_every_error_and_every_ending_is_counted_once() -> None:
+    async def script(_prompt: Prompt, sink: Sink) -> Completion:
+        sink.on_start("script-1", Usage(input=10, cache_write=0, cache_read=0, output=1))
+        sink.on_delta("x" * 70)
+        await trio.sleep(1)
+        raise ProviderUnavailable("cut")
+
+    code = "provider_unavailable"
+    errors = count(metrics.client_errors_total, code)
+    turns = count(metrics.turns_total, code)
+    tokens = count(metrics.tokens_total, "scripted", "output")
+    async with World(script).student() as student:
+        await student.ask("r1")
+        await student.until("error")
+    assert count(metrics.client_errors_total, code) == errors + 1
+    assert count(metrics.turns_total, code) == turns + 1
+    assert count(metrics.tokens_total, "scripted", "output") == tokens + 36
+
+
+async def test_a_student_who_leaves_before_the_grade_was_not_graded() -> None:
+    graded = count(metrics.submissions_total, "graded")
+    async with World(says()).student() as student:
+        await student.submit()
+        await student.receive()
+    assert count(metrics.submissions_total, "graded") == graded
+
+
 # -- the protocol ------------------------------------------------------------------------------
 
 
@@ -713,6 +750,7 @@ async def test_cancelled_at_every_step_a_session_gives_everything_back(settle_s:
 
 async def act(stream: trio.SocketStream) -> None:
     """A student who types, asks, asks again, hands in, and goes."""
+    await trio.lowlevel.checkpoint()
     with suppress(ConnectionClosed, trio.BrokenResourceError):
         async with open_client(stream) as student:
             await student.hello()

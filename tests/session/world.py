@@ -257,6 +257,7 @@ class Client:
 
     async def until_closed(self) -> tuple[list[dict[str, Any]], int]:
         """Everything that still comes, and the close code."""
+        await trio.lowlevel.checkpoint()
         got = []
         try:
             while True:
