@@ -36,9 +36,11 @@ function isLowSurrogate(text, at) {
   return unit >= 0xdc00 && unit <= 0xdfff;
 }
 
-/** Words as a student counts them. */
+const WORD = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}]|[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*/gu;
+
+/** Words as a student counts them; scripts without spaces count by characters, as is the custom. */
 export function countWords(text) {
-  return text.match(/[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*/gu)?.length ?? 0;
+  return text.match(WORD)?.length ?? 0;
 }
 
 const WORDS_MIN = 8;
@@ -52,6 +54,22 @@ export function isMeaningful(before, after) {
   return deleted + inserted.length >= UNITS_MIN || /[.!?…]["'”’)]*$/.test(inserted.trim());
 }
 
+// A message holds 262,144 bytes, and JSON may spend six of them on one unit of text.
+const PIECE_UNITS_MAX = 40_000;
+
+/** Cut `text` into pieces that fit into a message each; at least one, and no pair cut in two. */
+export function pieces(text) {
+  const cut = [];
+  let at = 0;
+  do {
+    let end = Math.min(at + PIECE_UNITS_MAX, text.length);
+    if (end < text.length && isHighSurrogate(text, end - 1)) end -= 1;
+    cut.push(text.slice(at, end));
+    at = end;
+  } while (at < text.length);
+  return cut;
+}
+
 /** Tells the server about edits: one splice for all typing since the last one. */
 export class DraftSync {
   #sent = "";
@@ -60,21 +78,17 @@ export class DraftSync {
   /** @param {(message: object) => boolean} send */
   constructor(send) {
     this.send = send;
-    this.draft = "";
-  }
-
-  /** Whether the server has everything in `text`. */
-  has(text) {
-    return this.#sent === wellFormed(text);
+    this.draft = "desk"; // one is enough: only what lies on the desk is read
   }
 
   /** Send the whole text, as after a reconnect or when server and page disagree. */
   resend(text) {
-    const whole = wellFormed(text);
-    const message = { type: "draft", draft: this.draft, rev: this.#rev + 1, text: whole };
+    const [first, ...rest] = pieces(wellFormed(text));
+    const message = { type: "draft", draft: this.draft, rev: this.#rev + 1, text: first };
     if (!this.send(message)) return;
     this.#rev += 1;
-    this.#sent = whole;
+    this.#sent = first;
+    if (rest.length > 0) this.flush(text);
   }
 
   /** Send what changed since the last time, if anything did. */
@@ -82,17 +96,15 @@ export class DraftSync {
     const now = wellFormed(text);
     const change = splice(this.#sent, now);
     if (!change) return;
-    const edit = { type: "edit", draft: this.draft, rev: this.#rev + 1, splices: [change] };
-    if (!this.send(edit)) return;
-    this.#rev += 1;
+    let [at, remove] = change;
+    for (const insert of pieces(change[2])) {
+      const splices = [[at, remove, insert]];
+      if (!this.send({ type: "edit", draft: this.draft, rev: this.#rev + 1, splices })) return;
+      this.#rev += 1;
+      at += insert.length;
+      remove = 0;
+    }
     this.#sent = now;
-  }
-
-  /** Go on with another draft, of which the server has nothing yet. */
-  switchTo(draft, text) {
-    this.draft = draft;
-    this.#sent = "";
-    this.resend(text);
   }
 }
 

@@ -52,19 +52,19 @@ function isHead(line) {
 /** The notes on the page. */
 export class Notes {
   #list;
-  #announce;
+  #announcer;
   #onChoose;
   #notes = [];
   #announced = 0;
 
   /**
    * @param {HTMLElement} list where the notes are shown
-   * @param {HTMLElement} announce a live region that hears each finished note once
+   * @param {{say: (words: string) => void}} announcer hears each finished note once
    * @param {(range: {start: number, end: number}) => void} onChoose a note's quote was asked for
    */
-  constructor(list, announce, onChoose) {
+  constructor(list, announcer, onChoose) {
     this.#list = list;
-    this.#announce = announce;
+    this.#announcer = announcer;
     this.#onChoose = onChoose;
   }
 
@@ -88,9 +88,14 @@ export class Notes {
   /** Show the answer so far, and where its quotes stand in the student's `text`. */
   show(feedback, ended, text) {
     const notes = parseFeedback(feedback, ended);
-    if (notes.length === 0 && !ended) return;
+    if (notes.length === 0) {
+      if (ended) this.#list.classList.remove("old"); // nothing newer has come
+      return;
+    }
     if (this.#list.classList.contains("old")) this.clear();
-    this.#notes = notes.map((note, index) => ({ ...note, key: `n${index}` }));
+    this.#notes = notes.map((note, index) => ({
+      ...note, key: `n${index}`, range: null, anchored: this.#notes[index]?.anchored ?? false,
+    }));
     while (this.#list.children.length > notes.length) this.#list.lastChild.remove();
     this.#notes.forEach((note, index) => this.#draw(note, index));
     this.follow(text);
@@ -98,18 +103,31 @@ export class Notes {
       if (!note.complete) break;
       this.#announced += 1;
       const about = note.quote ? ` about “${note.quote}”` : "";
-      this.#announce.textContent = `${note.criterion || "Note"}${about}: ${note.comment}`;
+      this.#announcer.say(`${note.criterion || "Note"}${about}: ${note.comment}`);
     }
   }
 
-  /** The text has changed: find the quotes again. */
+  /** Show what was said earlier, without saying it again. */
+  restore(feedback, text) {
+    this.clear();
+    this.#announced = Infinity;
+    this.show(feedback, true, text);
+  }
+
+  /**
+   * The text has changed: find the quotes again. A note whose words were edited away fades; one
+   * whose quote never stood in the text is a general one, and its quote is not shown.
+   */
   follow(text) {
     this.#notes.forEach((note, index) => {
       note.range = note.quote ? locate(note.quote, text) : null;
+      note.anchored ||= note.range !== null;
       const item = this.#list.children[index];
       item.classList.toggle("anchored", note.range !== null);
+      item.classList.toggle("gone", note.anchored && note.range === null);
       const quote = item.querySelector(".quote");
-      quote.hidden = note.range === null;
+      quote.hidden = !note.anchored;
+      quote.disabled = note.range === null;
     });
   }
 
@@ -125,25 +143,32 @@ export class Notes {
       }));
   }
 
-  /** Emphasise the note about the words at `caret`; returns its key or null. */
-  pointAt(caret) {
+  /** Emphasise the note about the words at `caret`, bring it into view, and return it. */
+  pointAt(caret, { reveal }) {
     const here = this.#notes.find(
       (note) => note.range && note.range[0] <= caret && caret <= note.range[1],
     );
     this.#notes.forEach((note, index) => {
-      this.#list.children[index]?.classList.toggle("here", note === here);
+      const item = this.#list.children[index];
+      const turned = item.classList.toggle("here", note === here);
+      if (turned && reveal) item.scrollIntoView({ block: "nearest" });
     });
-    return here?.key ?? null;
+    return here ?? null;
+  }
+
+  /** Write a note's criterion and comment into `item`, in the criterion's colour. */
+  write(item, note) {
+    item.dataset.ink = inkOf(note.criterion);
+    write(item.querySelector(".criterion"), note.criterion || "Note");
+    write(item.querySelector(".comment"), note.comment);
   }
 
   #draw(note, index) {
     const item = this.#list.children[index] ?? this.#add();
-    item.dataset.ink = inkOf(note.criterion);
     item.dataset.key = note.key;
     item.classList.toggle("streaming", !note.complete);
-    write(item.querySelector(".criterion"), note.criterion || "Note");
+    this.write(item, note);
     write(item.querySelector(".quote"), note.quote);
-    write(item.querySelector(".comment"), note.comment);
   }
 
   #add() {

@@ -1,15 +1,26 @@
 // The grade: a score, and for each criterion the band, the evidence and the reason.
 
-import { locate } from "./editor.js";
+import { countWords, locate } from "./editor.js";
 import { inkOf } from "./feedback.js";
+import { counted, when } from "./words.js";
 
-/** Say that the essay is with the grader. `position` is its place in the queue, where known. */
-export function showGrading(element, position) {
+const SAFE = "Your essay has arrived and is safe. You may close this page: the grade will be here.";
+
+/**
+ * Say how far the essay has come.
+ *
+ * @param {HTMLElement} element
+ * @param {"on-its-way" | "queued" | "grading"} stage
+ * @param {number} position in the queue, 1 is next
+ */
+export function showGrading(element, stage, position = 0) {
+  const [title, note] = {
+    "on-its-way": ["Handing in…", "It is kept here, and is sent until it has arrived."],
+    queued: [`Queued, position ${position}`, SAFE],
+    grading: ["Grading…", `${SAFE} This takes a few seconds.`],
+  }[stage];
   element.hidden = false;
-  element.replaceChildren(
-    make("p", "grading", position ? `Queued, position ${position}` : "Grading…"),
-    make("p", "grading-note", "Your essay is handed in and safe. This takes a few seconds."),
-  );
+  element.replaceChildren(make("p", "grading", title), make("p", "grading-note", note));
 }
 
 /**
@@ -18,9 +29,10 @@ export function showGrading(element, position) {
  * @param {HTMLElement} element
  * @param {object} grade the protocol's `grade` message
  * @param {string} text the essay as it was handed in
+ * @param {number} handedInAt when, in ms since 1970
  * @param {(quote: string) => void} onEvidence a piece of evidence was asked for
  */
-export function showGrade(element, grade, text, onEvidence) {
+export function showGrade(element, grade, text, handedInAt, onEvidence) {
   element.hidden = false;
   const score = make("p", "score");
   score.append(make("strong", "", String(grade.score)), make("span", "", "of 100"));
@@ -29,7 +41,7 @@ export function showGrade(element, grade, text, onEvidence) {
   element.replaceChildren(score);
   if (grade.degraded) {
     element.append(
-      make("p", "degraded", "One of the judges could not answer in time; the others agreed on this."),
+      make("p", "degraded", "Not every judge could answer: this is a grade to be less sure of."),
     );
   }
   element.append(criteria);
@@ -39,7 +51,12 @@ export function showGrade(element, grade, text, onEvidence) {
     element.append(first);
   }
   element.append(
-    make("p", "judges", grade.judges === 1 ? "Read by one judge." : `Read by ${grade.judges} judges.`),
+    make(
+      "p",
+      "judges",
+      `Handed in ${when(handedInAt)} with ${counted(countWords(text), "word")}, ` +
+        `read by ${counted(grade.judges, "judge")}.`,
+    ),
   );
 }
 

@@ -1,17 +1,24 @@
 // The writer's page: puts the text, the link to coach, the margin and the grade together.
 
-import { countWords, DraftSync, isMeaningful, locate, underline } from "./editor.js";
+import { Announcer } from "./announce.js";
+import { countWords, DraftSync, isMeaningful, locate, underline, wellFormed } from "./editor.js";
 import { Notes } from "./feedback.js";
 import { gradeInWords, showGrade, showGrading } from "./grade.js";
 import { Link } from "./protocol.js";
-import { freshId, keep, recall } from "./storage.js";
+import { freshId, keep, recall, watch } from "./storage.js";
+import { counted, eta, LINK_WORDS, whyNoFeedback, whyNoGrade } from "./words.js";
 
 const PAUSE_MS = 2_000;
 const EDIT_MS = 300;
 const KEEP_MS = 400;
 const ASK_GAP_MS = 4_000;
 const RETRY_MS = 5_000;
+const INTERRUPTED_MS = 1_000;
+const RETRY_MS_MAX = 120_000;
 const SHOW_MS = 2_500;
+const RETRIED = new Set([
+  "rate_limited", "overloaded", "provider_unavailable", "interrupted", "internal",
+]);
 
 const ASSIGNMENTS = [
   {
@@ -21,36 +28,34 @@ const ASSIGNMENTS = [
   },
 ];
 
-const LINK_WORDS = {
-  connecting: "connecting…",
-  online: "connected",
-  reconnecting: "reconnecting…",
-  offline: "offline – your text is kept here",
-  refused: "please come in through your school's page",
-};
-
 const at = (id) => document.getElementById(id);
 const page = {
   link: at("link"), linkText: at("link-text"), assignment: at("assignment"), task: at("task"),
   draft: at("draft"), underlines: at("underlines"), margin: at("margin"), turn: at("turn"),
   trouble: at("trouble"), grade: at("grade"), notes: at("notes"), hint: at("hint"),
   words: at("words"), wordsUnit: at("words-unit"), kept: at("kept"), toNotes: at("to-notes"),
-  ask: at("ask"), handIn: at("hand-in"), announce: at("announce"),
+  peek: at("peek"), ask: at("ask"), askLabel: at("ask-label"), handIn: at("hand-in"),
 };
 
 let assignments = ASSIGNMENTS;
+let assignment = ""; // the id of the chosen one
 let online = false;
-let turn = null; // {id, text}: the running request and its answer so far
+let unkept = false; // the text has changed since it was last kept on this device
+let turn = null; // {id, text, read}: the running request, its answer so far, and what it reads
 let lastRead = ""; // the draft as the last request saw it
 let askedAt = 0;
-let submission = null; // {id, assignment, text}: handed in, not graded yet
+let askNotBefore = 0; // what the server has asked us to wait for
+let failures = 0; // turns failed in a row
+let submission = null; // {id, assignment, text, at}: handed in, not graded yet
+let graded = ""; // the text of the grade that is shown
 let composing = false; // an input method is at work: half a character is no edit
 let shown = null; // [start, end): words the student asked to see
 const timers = {};
 
 const link = new Link({ onState: showLink, onWelcome: welcome, onMessage: receive });
 const sync = new DraftSync((message) => link.send(message));
-const notes = new Notes(page.notes, page.announce, showInText);
+const announcer = new Announcer(at("announce"));
+const notes = new Notes(page.notes, announcer, showInText);
 
 // -- the link --------------------------------------------------------------------------------
 
@@ -58,15 +63,19 @@ function showLink(state) {
   online = state === "online";
   page.link.dataset.state = state;
   if (page.linkText.textContent !== LINK_WORDS[state]) page.linkText.textContent = LINK_WORDS[state];
+  if (!online) trouble(""); // the link's own state says it all
+  if (!online && turn) say("waiting for the connection…", "waiting…");
   refresh();
 }
 
 function welcome(resumed) {
+  page.draft.maxLength = link.limits?.draft_chars ?? page.draft.maxLength;
   // An edit may have been lost with the old socket: the whole draft says it all again.
   sync.resend(page.draft.value);
   if (submission) sendSubmission();
-  if (turn && (!resumed || turn.text === "")) ask();
-  else if (!turn) consider();
+  if (turn && resumed && turn.text) say("writing…");
+  else if (turn) ask();
+  else consider();
 }
 
 function receive(message) {
@@ -79,7 +88,7 @@ function receiveAboutTurn(message) {
   if (message.request !== turn?.id) return; // a newer turn has replaced it
   switch (message.type) {
     case "queued":
-      say(`queued, position ${message.position}${eta(message.eta_ms)}`);
+      sayQueued(message);
       break;
     case "started":
       say("reading…");
@@ -92,7 +101,7 @@ function receiveAboutTurn(message) {
     case "delta":
       if (turn.text === "") say("writing…");
       turn.text += message.text;
-      later("draw", 0, draw);
+      if (!timers.draw) timers.draw = requestAnimationFrame(draw);
       break;
     case "done":
       endTurn();
@@ -106,16 +115,16 @@ function receiveAboutTurn(message) {
 
 function receiveError(message) {
   if (message.code === "conflict") sync.resend(page.draft.value);
-  else trouble(inKindWords(message));
+  else trouble(whyNoFeedback(message, 0));
 }
 
 // -- feedback --------------------------------------------------------------------------------
 
 /** Ask for feedback once the student has paused, if there is something new to read. */
 function consider() {
-  const text = page.draft.value;
-  if (!online || submission || !isMeaningful(lastRead, text)) return;
-  later("ask", Math.max(PAUSE_MS, askedAt + ASK_GAP_MS - Date.now()), ask);
+  if (!online || submission || !isMeaningful(lastRead, page.draft.value)) return;
+  const now = Date.now();
+  later("ask", Math.max(PAUSE_MS, askedAt + ASK_GAP_MS - now, askNotBefore - now), ask);
 }
 
 function ask() {
@@ -123,98 +132,165 @@ function ask() {
   clearTimeout(timers.ask);
   if (!online || !text.trim()) return;
   sync.flush(text);
-  turn = { id: freshId("f"), text: "" };
+  turn = { id: freshId("f"), text: "", read: text };
   lastRead = text;
   askedAt = Date.now();
-  link.send({
-    type: "feedback",
-    request: turn.id,
-    draft: sync.draft,
-    assignment: page.assignment.value,
-  });
+  link.send({ type: "feedback", request: turn.id, draft: sync.draft, assignment });
   trouble("");
   notes.age();
   say("reading…");
   refresh();
 }
 
+/** What has come so far stays; nothing more is wanted until there is something new to read. */
+function stop() {
+  dropTurn();
+  refresh();
+}
+
+function dropTurn() {
+  if (!turn) return;
+  link.send({ type: "cancel", request: turn.id });
+  showNotes(turn.text);
+  turn = null;
+  say("");
+}
+
 function draw() {
+  timers.draw = 0;
   if (!turn) return;
   notes.show(turn.text, false, page.draft.value);
   redrawUnderlines();
   refresh();
 }
 
-function endTurn() {
-  clearTimeout(timers.draw);
-  notes.show(turn.text, true, page.draft.value);
-  turn = null;
-  say("");
+function showNotes(feedback) {
+  notes.show(feedback, true, page.draft.value);
   redrawUnderlines();
+}
+
+function endTurn() {
+  const { text, read } = turn;
+  turn = null;
+  failures = 0;
+  showNotes(text);
+  keep(`read.${assignment}`, { feedback: text, read });
+  say("");
   refresh();
 }
 
 function failTurn(message) {
-  const ended = turn;
+  showNotes(turn.text);
   turn = null;
   say("");
-  if (ended.text) notes.show(ended.text, true, page.draft.value);
   if (message.code !== "cancelled") {
-    lastRead = ""; // it was not read after all
-    trouble(inKindWords(message));
-    later("ask", (message.retry_after_ms ?? RETRY_MS) + Math.random() * 1_000, ask);
+    const retryMs = RETRIED.has(message.code) ? retryAfter(message) : 0;
+    trouble(whyNoFeedback(message, retryMs));
+    if (retryMs) {
+      lastRead = ""; // it was not read after all
+      askNotBefore = Date.now() + retryMs;
+      later("ask", retryMs, ask);
+    }
   }
   refresh();
+}
+
+// What the server asked for, or longer after each failure; never all students at once.
+function retryAfter(message) {
+  const first = message.code === "interrupted" ? INTERRUPTED_MS : RETRY_MS;
+  const backoff = Math.min(RETRY_MS_MAX, first * 2 ** failures);
+  failures = Math.min(failures + 1, 10);
+  return Math.max(message.retry_after_ms ?? 0, backoff) * (1 + Math.random() / 4);
 }
 
 // -- handing in ------------------------------------------------------------------------------
 
 function handIn() {
-  const text = page.draft.value;
+  const text = wellFormed(page.draft.value);
   if (!online || submission || !text.trim()) return;
   clearTimeout(timers.ask);
-  submission = { id: freshId("e"), assignment: page.assignment.value, text };
+  submission = { id: freshId("e"), assignment, text, at: Date.now() };
   keep("submission", submission);
-  showGrading(page.grade, 0);
-  page.announce.textContent = "Handed in. Grading.";
   trouble("");
-  sendSubmission();
+  if (!sendSubmission()) {
+    forgetSubmission();
+    trouble(whyNoGrade({ code: "too_large" }, 0));
+    return;
+  }
+  showGrading(page.grade, "on-its-way");
+  announcer.say("Handing in.", "grade");
   refresh();
+  page.grade.focus({ preventScroll: true }); // the button is disabled now and holds no focus
+  showMargin();
+}
+
+function showMargin() {
   page.margin.scrollTop = 0;
   if (isNarrow()) page.margin.scrollIntoView({ behavior: motion(), block: "start" });
 }
 
+/** Returns false, and sends nothing, where the essay is larger than a message may be. */
 function sendSubmission() {
-  link.send({
-    type: "submit",
-    submission: submission.id,
-    assignment: submission.assignment,
-    text: submission.text,
-  });
+  clearTimeout(timers.submit);
+  const { id, assignment: task, text } = submission;
+  return link.send({ type: "submit", submission: id, assignment: task, text });
 }
 
 function receiveAboutSubmission(message) {
   if (message.submission !== submission?.id) return;
-  if (message.type === "queued") showGrading(page.grade, message.position);
-  else if (message.type === "grading") showGrading(page.grade, 0);
-  else if (message.type === "grade") {
-    showGrade(page.grade, message, submission.text, showQuoteInText);
-    page.announce.textContent = gradeInWords(message);
-    forgetSubmission();
-  } else if (message.type === "error" && message.retry_after_ms) {
-    trouble(inKindWords(message));
-    later("submit", message.retry_after_ms, () => submission && sendSubmission());
+  if (message.type === "queued") {
+    showGrading(page.grade, "queued", message.position);
+    announcer.say(`Your essay is in the queue, position ${message.position}.`, "grade");
+  } else if (message.type === "grading") {
+    showGrading(page.grade, "grading");
+    announcer.say("Your essay is handed in and being graded.", "grade");
+    trouble("");
+  } else if (message.type === "grade") {
+    receiveGrade(message);
   } else if (message.type === "error") {
-    page.grade.hidden = true;
-    trouble(inKindWords(message));
-    forgetSubmission();
+    failSubmission(message);
   }
   refresh();
 }
 
+function receiveGrade(grade) {
+  const { text, at: handedInAt } = submission;
+  keep(`grade.${submission.assignment}`, { grade, text, at: handedInAt });
+  forgetSubmission();
+  presentGrade({ grade, text, at: handedInAt });
+  announcer.say(gradeInWords(grade), "grade");
+  trouble("");
+  if (document.activeElement !== page.draft) showMargin(); // it is longer than what stood there
+}
+
+function presentGrade({ grade, text, at: handedInAt }) {
+  graded = text;
+  showGrade(page.grade, grade, text, handedInAt, showQuoteInText);
+}
+
+function failSubmission(message) {
+  const retryMs = message.retry_after_ms ? message.retry_after_ms + Math.random() * 1_000 : 0;
+  trouble(whyNoGrade(message, retryMs));
+  if (retryMs) {
+    later("submit", retryMs, () => submission && sendSubmission());
+    return;
+  }
+  forgetSubmission();
+  recallGrade();
+}
+
 function forgetSubmission() {
+  clearTimeout(timers.submit);
   submission = null;
   keep("submission", null);
+}
+
+function recallGrade() {
+  const kept = recall(`grade.${assignment}`);
+  graded = "";
+  page.grade.hidden = true;
+  if (submission) showGrading(page.grade, "on-its-way");
+  else if (kept) presentGrade(kept);
 }
 
 // -- the text --------------------------------------------------------------------------------
@@ -222,11 +298,15 @@ function forgetSubmission() {
 function typed() {
   const text = page.draft.value;
   shown = null;
+  unkept = true;
   notes.follow(text);
   redrawUnderlines();
   if (!timers.edit) later("edit", EDIT_MS, sendEdit);
-  later("keep", KEEP_MS, keepText);
+  if (!timers.keep) later("keep", KEEP_MS, keepText);
   page.kept.textContent = "";
+  if (text.length >= page.draft.maxLength) {
+    trouble(`The page is full: it holds ${counted(page.draft.maxLength, "character")}, and no more were taken.`);
+  }
   clearTimeout(timers.ask);
   consider();
   refresh();
@@ -237,9 +317,22 @@ function sendEdit() {
   if (!composing) sync.flush(page.draft.value);
 }
 
+// Only what was written here: a page left open must not undo what another one has kept since.
 function keepText() {
-  const kept = keep(`draft.${page.assignment.value}`, page.draft.value);
-  page.kept.textContent = kept ? "kept" : "not kept on this device";
+  timers.keep = 0;
+  if (!unkept) return;
+  unkept = !keep(`draft.${assignment}`, page.draft.value);
+  page.kept.textContent = unkept ? "not kept on this device" : "kept";
+}
+
+/** Another tab has written on the same draft: go on from there, unless it is edited here too. */
+function takeOver(name) {
+  if (name !== `draft.${assignment}` || unkept) return;
+  page.draft.value = recall(name, "");
+  notes.follow(page.draft.value);
+  redrawUnderlines();
+  sync.flush(page.draft.value);
+  refresh();
 }
 
 function redrawUnderlines() {
@@ -270,72 +363,119 @@ function showQuoteInText(quote) {
   else trouble("Those words have changed since you handed it in.");
 }
 
+/** The caret has moved: bring out the note about these words. */
+function followCaret() {
+  if (document.activeElement !== page.draft) return;
+  const here = notes.pointAt(page.draft.selectionStart, { reveal: !isNarrow() });
+  for (const mark of page.underlines.children) {
+    mark.classList.toggle("here", mark.dataset.key === here?.key);
+  }
+  page.peek.hidden = !here;
+  if (here) notes.write(page.peek, here);
+}
+
+// -- the assignment --------------------------------------------------------------------------
+
 function chooseAssignment() {
-  const chosen = assignments.find(({ id }) => id === page.assignment.value) ?? assignments[0];
-  page.task.textContent = chosen.task;
-  page.draft.value = recall(`draft.${chosen.id}`, "");
-  keep("assignment", chosen.id);
-  turn = null;
-  lastRead = "";
-  say("");
-  trouble("");
-  notes.clear();
-  if (!submission) page.grade.hidden = true;
-  sync.switchTo(`d.${chosen.id}`, page.draft.value);
-  redrawUnderlines();
+  dropTurn();
+  keepText();
+  take(page.assignment.value);
+  sync.flush(page.draft.value);
   consider();
+}
+
+/** Lay the draft, the notes and the grade of an assignment on the desk. */
+function take(id) {
+  const chosen = assignments.find((offered) => offered.id === id) ?? assignments[0];
+  assignment = page.assignment.value = chosen.id;
+  keep("assignment", assignment);
+  page.task.textContent = chosen.task;
+  page.draft.value = recall(`draft.${assignment}`, "");
+  const before = recall(`read.${assignment}`);
+  lastRead = before?.read ?? "";
+  notes.clear();
+  if (before) notes.restore(before.feedback, page.draft.value);
+  page.peek.hidden = true;
+  trouble("");
+  recallGrade();
+  redrawUnderlines();
   refresh();
+}
+
+function offer(offered) {
+  assignments = offered;
+  page.assignment.replaceChildren(...offered.map(({ id, title }) => new Option(title, id)));
+}
+
+/** What the server offers now. Text written for what it no longer offers moves along. */
+async function loadAssignments() {
+  let offered = [];
+  try {
+    const response = await fetch("/api/assignments", { signal: AbortSignal.timeout(10_000) });
+    if (response.ok) offered = await response.json();
+  } catch {
+    // those that are kept serve
+  }
+  if (offered.length === 0) return;
+  keep("assignments", offered);
+  offer(offered);
+  if (offered.some(({ id }) => id === assignment)) {
+    page.assignment.value = assignment;
+    page.task.textContent = offered.find(({ id }) => id === assignment).task;
+    return;
+  }
+  const first = `draft.${offered[0].id}`;
+  if (page.draft.value && !recall(first)) keep(first, page.draft.value);
+  chooseAssignment();
 }
 
 // -- what the page says ----------------------------------------------------------------------
 
 function refresh() {
-  const words = countWords(page.draft.value);
-  page.words.textContent = String(words);
+  const text = page.draft.value;
+  const words = countWords(text);
+  const stoppable = turn !== null && turn.read === text;
+  page.words.textContent = words.toLocaleString("en");
   page.wordsUnit.textContent = words === 1 ? "word" : "words";
   page.ask.disabled = !online || words === 0;
-  page.handIn.disabled = !online || words === 0 || submission !== null;
-  page.handIn.textContent = submission ? "Handed in" : "Hand in";
+  write(page.askLabel, stoppable ? "Stop" : "Read it now");
+  page.handIn.disabled = !online || words === 0 || submission !== null || text === graded;
+  write(page.handIn, submission || (graded && text === graded) ? "Handed in" : "Hand in");
   page.assignment.disabled = submission !== null;
   page.hint.hidden = notes.count > 0 || !page.grade.hidden;
-  page.toNotes.hidden = notes.count === 0;
-  page.toNotes.textContent = notes.count === 1 ? "1 note" : `${notes.count} notes`;
+  const ready = notes.count > 0 ? counted(notes.count, "note") : page.grade.hidden ? "" : "grade";
+  write(page.toNotes, page.turn.dataset.brief || ready);
+  page.toNotes.hidden = page.toNotes.textContent === "";
+  placeGrade(graded !== "" && submission === null && text !== graded);
 }
 
-function say(words) {
-  if (page.turn.textContent !== words) page.turn.textContent = words;
+/** A grade stands above the notes, until the student writes on and the notes are what counts. */
+function placeGrade(past) {
+  if ((page.notes.nextElementSibling === page.grade) === past) return;
+  if (past) page.notes.after(page.grade);
+  else page.notes.before(page.grade);
+}
+
+function say(words, brief = words) {
+  write(page.turn, words);
+  page.turn.dataset.brief = brief;
   page.turn.classList.toggle("busy", words !== "");
 }
 
+function sayQueued({ position, eta_ms: ms }) {
+  const duration = eta(ms);
+  say(`queued, position ${position}${duration && ` · ${duration}`}`, `position ${position}`);
+  announcer.say(`Queued, position ${position}.`, "turn");
+  refresh();
+}
+
 function trouble(words) {
-  page.trouble.textContent = words;
+  write(page.trouble, words);
   page.trouble.hidden = words === "";
 }
 
-function inKindWords({ code, message, retry_after_ms: retryMs }) {
-  const when = retryMs ? ` Trying again${eta(retryMs)}.` : "";
-  switch (code) {
-    case "rate_limited":
-      return `That was a lot of reading in a short time: a little pause.${when}`;
-    case "overloaded":
-      return `Many students are writing just now; your text is safe.${when}`;
-    case "provider_unavailable":
-      return `The reader is not answering at the moment; your text is safe.${when}`;
-    case "interrupted":
-      return `The reader was interrupted.${when || " Asking again in a moment."}`;
-    case "too_large":
-      return "This text is longer than coach can read in one piece.";
-    case "conflict":
-      return "This essay was handed in before with other words. Please hand it in again.";
-    default:
-      return `Something went wrong: ${message}`;
-  }
-}
-
-function eta(ms) {
-  if (!ms) return "";
-  const seconds = Math.max(1, Math.round(ms / 1_000));
-  return seconds < 90 ? `, in about ${seconds} s` : `, in about ${Math.round(seconds / 60)} min`;
+function write(element, words) {
+  if (element.textContent !== words) element.textContent = words;
 }
 
 function motion() {
@@ -353,28 +493,7 @@ function later(name, ms, act) {
 
 // -- the beginning ---------------------------------------------------------------------------
 
-async function loadAssignments() {
-  try {
-    const response = await fetch("/api/assignments");
-    if (!response.ok) return;
-    const offered = await response.json();
-    if (offered.length > 0) assignments = offered;
-  } catch {
-    // the built-in one serves
-  }
-}
-
-async function begin() {
-  await loadAssignments();
-  page.assignment.replaceChildren(
-    ...assignments.map(({ id, title }) => new Option(title, id)),
-  );
-  submission = recall("submission");
-  const last = submission?.assignment ?? recall("assignment");
-  if (assignments.some(({ id }) => id === last)) page.assignment.value = last;
-  chooseAssignment();
-  if (submission) showGrading(page.grade, 0);
-
+function listen() {
   page.draft.addEventListener("input", typed);
   page.draft.addEventListener("compositionstart", () => {
     composing = true;
@@ -383,22 +502,37 @@ async function begin() {
     composing = false;
     typed();
   });
+  page.draft.addEventListener("blur", () => {
+    page.peek.hidden = true;
+  });
   page.assignment.addEventListener("change", chooseAssignment);
-  page.ask.addEventListener("click", ask);
+  page.ask.addEventListener("click", () => (turn?.read === page.draft.value ? stop() : ask()));
   page.handIn.addEventListener("click", handIn);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !page.ask.disabled) ask();
   });
-  document.addEventListener("selectionchange", () => {
-    if (document.activeElement !== page.draft) return;
-    const key = notes.pointAt(page.draft.selectionStart);
-    for (const mark of page.underlines.children) {
-      mark.classList.toggle("here", mark.dataset.key === key);
-    }
+  document.addEventListener("selectionchange", followCaret);
+  document.addEventListener("visibilitychange", () => {
+    if (document.visibilityState !== "hidden") return;
+    keepText(); // phones end pages without another word
+    sendEdit();
   });
   window.addEventListener("pagehide", keepText);
+  watch(takeOver);
+}
+
+function begin() {
+  const early = page.draft.value; // typed while this script was on its way
+  offer(recall("assignments") ?? ASSIGNMENTS);
+  submission = recall("submission");
+  take(submission?.assignment ?? recall("assignment"));
+  listen();
+  if (early && early !== page.draft.value) {
+    page.draft.value = [page.draft.value, early].filter(Boolean).join("\n\n");
+    typed();
+  }
   link.open();
-  refresh();
+  loadAssignments();
 }
 
 begin();

@@ -7,9 +7,12 @@ import { keep, recall } from "./storage.js";
 
 const SUBPROTOCOL = "coach.v1";
 const BACKOFF_MS = 500;
-const BACKOFF_MS_MAX = 15_000;
+const BACKOFF_MS_MAX = 10_000;
 const ACK_MS = 1_000;
 const WELCOME_MS_MAX = 10_000;
+const TOKEN_MS_MAX = 10_000;
+const ANSWER_MS_MAX = 15_000;
+const ANSWERED = new Set(["feedback", "submit"]);
 const TOKEN_MARGIN_S = 60;
 
 class Refused extends Error {}
@@ -23,7 +26,7 @@ export class Link {
   #acked = 0;
   #attempts = 0;
   #timer = 0;
-  #patience = 0;
+  #patience = 0; // runs while the server owes an answer: a dead network says nothing
   #wasOnline = false;
   #connecting = false;
 
@@ -35,6 +38,8 @@ export class Link {
    */
   constructor(listener) {
     this.listener = listener;
+    /** What the server accepts, from its last welcome. */
+    this.limits = null;
     window.addEventListener("online", () => this.#hurry());
     window.addEventListener("offline", () => this.#drop());
     document.addEventListener("visibilitychange", () => {
@@ -48,11 +53,24 @@ export class Link {
     this.#connect();
   }
 
-  /** Send a message. Returns false, and sends nothing, while there is no session. */
+  /**
+   * Send a message. Returns false, and sends nothing, while there is no session, or when the
+   * message is larger than the server takes.
+   */
   send(message) {
-    if (!this.#welcomed) return false;
-    this.#socket.send(JSON.stringify(message));
+    // Between the server's goodbye and the end of the socket, what is sent would be lost.
+    if (!this.#welcomed || this.#socket.readyState !== WebSocket.OPEN) return false;
+    const text = JSON.stringify(message);
+    if (!bytesAtMost(text, this.limits?.message_bytes ?? Infinity)) return false;
+    this.#socket.send(text);
+    if (ANSWERED.has(message.type)) this.#expect(ANSWER_MS_MAX);
     return true;
+  }
+
+  // Give the server `ms` to say anything at all.
+  #expect(ms) {
+    clearTimeout(this.#patience);
+    this.#patience = setTimeout(() => this.#leave(), ms);
   }
 
   async #connect() {
@@ -79,7 +97,7 @@ export class Link {
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     const socket = new WebSocket(url, SUBPROTOCOL);
     this.#socket = socket;
-    this.#patience = setTimeout(() => this.#leave(), WELCOME_MS_MAX);
+    this.#expect(WELCOME_MS_MAX);
     socket.onopen = () => {
       const hello = { type: "hello", token };
       if (this.#resume) Object.assign(hello, { resume: this.#resume, last_seq: this.#seq });
@@ -102,6 +120,7 @@ export class Link {
       if (message.code === "unauthenticated") keep("student", null);
       return; // a close follows
     }
+    clearTimeout(this.#patience);
     if (message.seq <= this.#seq) return; // replayed, seen already
     if (message.seq !== this.#seq + 1) {
       this.#leave(); // something is missing: come back and ask for it
@@ -116,6 +135,7 @@ export class Link {
     const resumed = welcome.session === this.#session;
     if (!resumed) this.#seq = this.#acked = welcome.seq;
     this.#session = welcome.session;
+    this.limits = welcome.limits ?? null;
     this.#resume = welcome.resume ?? null;
     this.#welcomed = this.#wasOnline = true;
     this.#attempts = 0;
@@ -167,11 +187,19 @@ export class Link {
   }
 }
 
+// UTF-8 takes one to three bytes for each unit of UTF-16: most texts need not be counted.
+function bytesAtMost(text, max) {
+  return text.length * 3 <= max || new TextEncoder().encode(text).length <= max;
+}
+
 /** The token kept on this device while it is valid, else a new student's. */
 async function studentToken() {
   const kept = recall("student");
   if (kept && kept.expires_at - TOKEN_MARGIN_S > Date.now() / 1000) return kept.token;
-  const response = await fetch("/api/token", { method: "POST" });
+  const response = await fetch("/api/token", {
+    method: "POST",
+    signal: AbortSignal.timeout(TOKEN_MS_MAX),
+  });
   if (response.status === 403) throw new Refused();
   if (!response.ok) throw new Error(`token: ${response.status}`);
   const student = await response.json();

@@ -23,6 +23,13 @@ export function keep(name, value) {
   }
 }
 
+/** Hear of values that another tab keeps. */
+export function watch(onKept) {
+  window.addEventListener("storage", ({ key }) => {
+    if (key?.startsWith(PREFIX)) onKept(key.slice(PREFIX.length));
+  });
+}
+
 /** A short random identifier in the protocol's alphabet. */
 export function freshId(prefix) {
   const bytes = crypto.getRandomValues(new Uint8Array(9));

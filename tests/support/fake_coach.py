@@ -27,6 +27,7 @@ CSP = (
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+BYTES_MAX = 262_144
 Message = dict[str, Any]
 
 
@@ -43,14 +44,28 @@ class FakeCoach:
     mutate: Callable[[Message], list[Message]] = lambda message: [message]
     """Turns one message to the client into those really sent: the fault."""
     refuse_sockets: bool = False
+    mute: bool = False
+    """Hears everything and says nothing, as a network that has died silently."""
     heard: list[Message] = attrs.field(factory=list)
     drafts: dict[str, str] = attrs.field(factory=dict)
+    """Of the newest connection."""
+    connections: int = 0
+    """How many there have been."""
     _sessions: list[_Session] = attrs.field(factory=list)
 
     async def cut(self) -> None:
         """Break every connection, as a lost network does."""
         for session in list(self._sessions):
             await trio.aclose_forcefully(session.stream)
+
+    def cutter(self) -> Callable[[], None]:
+        """`cut` for another thread; returns when every connection is broken."""
+        token = trio.lowlevel.current_trio_token()
+        return lambda: trio.from_thread.run(self.cut, trio_token=token)
+
+    def said(self, kind: str) -> list[Message]:
+        """The messages of one type that clients have sent."""
+        return [message for message in self.heard if message["type"] == kind]
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """One connection: a WebSocket, or a single HTTP exchange."""
@@ -72,6 +87,7 @@ class FakeCoach:
         async with trio.open_nursery() as nursery:
             request = await wrap_server_stream(nursery, stream)
             socket = await request.accept(subprotocol="coach.v1")
+            self.connections += 1
             session = _Session(self, socket, stream, nursery)
             self._sessions.append(session)
             try:
@@ -88,20 +104,25 @@ class _Session:
     stream: _Replay
     nursery: trio.Nursery
     seq: int = 0
+    drafts: dict[str, str] = attrs.field(factory=dict)
     turns: dict[str, tuple[str, trio.CancelScope]] = attrs.field(factory=dict)  # by draft
 
     async def run(self) -> None:
         with contextlib.suppress(ConnectionClosed):
             while True:
-                message = json.loads(await self.socket.get_message())
+                text = await self.socket.get_message()
+                assert len(text.encode()) <= BYTES_MAX, "coach closes such a connection"
+                message = json.loads(text)
                 self.coach.heard.append(message)
                 await self.handle(message)
 
     async def handle(self, message: Message) -> None:
-        kind, drafts = message["type"], self.coach.drafts
+        kind, drafts = message["type"], self.drafts
         if kind == "hello":
-            limits = {"message_bytes": 262_144, "draft_chars": 100_000, "drafts": 8}
-            welcome = {"type": "welcome", "session": "s", "resume": "r", "seq": 0, "replayed": 0}
+            self.coach.drafts = drafts
+            limits = {"message_bytes": BYTES_MAX, "draft_chars": 100_000, "drafts": 8}
+            session = f"s{self.coach.connections}"
+            welcome = {"type": "welcome", "session": session, "seq": 0, "replayed": 0}
             await self.socket.send_message(json.dumps({**welcome, "limits": limits}))
         elif kind == "draft":
             drafts[message["draft"]] = message["text"]
@@ -111,13 +132,17 @@ class _Session:
                 assert 0 <= at <= at + delete <= len(units) // 2, "splice out of range"
                 units = units[: at * 2] + insert.encode("utf-16-le") + units[(at + delete) * 2 :]
             drafts[message["draft"]] = units.decode("utf-16-le")
+        elif kind == "cancel":
+            for request, scope in self.turns.values():
+                if request == message["request"]:
+                    scope.cancel()
         elif kind == "feedback":
             self.nursery.start_soon(self.turn, message["request"], message["draft"])
         elif kind == "submit":
             self.nursery.start_soon(self.grade, message["submission"], message["text"])
 
     async def send(self, message: Message) -> None:
-        for said in self.coach.mutate(message):
+        for said in [] if self.coach.mute else self.coach.mutate(message):
             self.seq += 1
             with contextlib.suppress(ConnectionClosed):
                 await self.socket.send_message(json.dumps({"seq": self.seq, **said}))
@@ -137,7 +162,7 @@ class _Session:
                     await trio.sleep(0.4)
             await self.send({"type": "started", "request": request, "provider": "p", "model": "m"})
             await trio.sleep(self.coach.first_token_s)
-            for piece in re.findall(r"\S+\s*", feedback_on(self.coach.drafts.get(draft, ""))):
+            for piece in re.findall(r"\S+\s*", feedback_on(self.drafts.get(draft, ""))):
                 await self.send({"type": "delta", "request": request, "text": piece})
                 await trio.sleep(self.coach.event_s)
             usage = {"input": 900, "cached": 400, "output": 90}

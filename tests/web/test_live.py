@@ -2,44 +2,89 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coach.simulator.corpus import load_essays
-from tests.support.browser import browse, needs_chromium, open_page
-from tests.support.stack import open_stack
+from tests.support.browser import LOST_CONNECTION, browse, needs_chromium, open_page
+from tests.support.stack import Stack, open_stack
 
 pytestmark = [pytest.mark.real_time, needs_chromium]
 
 ESSAY = next(essay for essay in load_essays() if essay.name == "cricket-with-my-uncle").text
+BEGUN = ".note .comment:not(:empty)"
+WATCH_LINK = """() => {
+  const link = document.getElementById("link");
+  window.states = [];
+  new MutationObserver(() => window.states.push(link.dataset.state))
+    .observe(link, { attributes: true, attributeFilter: ["data-state"] });
+}"""
+WAS_READ = """(words) => Object.keys(localStorage).some((key) =>
+  key.startsWith("coach.read.") && JSON.parse(localStorage[key]).read.endsWith(words))"""
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-async def test_from_the_first_word_to_the_score(tmp_path: Path, width: int) -> None:
-    """Notes stream in and point into the text; the essay is graded by criteria."""
+def write_and_be_read(page: Any) -> None:
+    """The first sentences are read after a pause, without being asked."""
+    draft = page.locator("#draft")
+    draft.press_sequentially(ESSAY[:60])
+    draft.fill(ESSAY[:700])
+    page.wait_for_selector(BEGUN)
+    page.wait_for_selector("#turn.busy", state="detached")
+    assert page.locator(".note").count() >= 2
+    assert page.locator(".note.anchored").count() >= 1
+    assert page.locator("#underlines mark").count() >= 1
 
-    def act(url: str) -> None:
-        with open_page(url, viewport={"width": width, "height": 800}) as page:
-            draft = page.locator("#draft")
-            draft.fill(ESSAY[:700])
-            draft.press("End")
-            draft.press_sequentially(" And more.", delay=20)
-            page.wait_for_selector(".note.streaming .comment:not(:empty)")
-            page.wait_for_selector("#turn.busy", state="detached")
-            assert page.locator(".note").count() >= 2
-            assert page.locator(".note.anchored").count() >= 1
-            draft.fill(ESSAY)
-            page.wait_for_selector(".note.streaming .comment:not(:empty)")
-            page.click("#hand-in")
-            page.wait_for_selector(".grading")
-            page.wait_for_selector(".score")
-            assert 0 <= int(page.locator(".score strong").inner_text()) <= 100
-            rows = page.locator(".criterion-row")
-            assert rows.count() >= 3
-            assert rows.locator(".quote:enabled").count() == rows.locator(".quote").count() > 0
-            assert page.locator("#trouble").is_hidden()
-            assert page.evaluate("() => document.documentElement.scrollWidth") == width
 
-    async with open_stack(tmp_path, simulator=("--events-per-s", "30")) as stack:
-        await browse(act, stack.url)
+def hand_in_and_be_graded(page: Any) -> None:
+    """Score, criteria and evidence that stands in the text."""
+    page.locator("#draft").fill(ESSAY)
+    page.click("#hand-in")
+    page.wait_for_selector(".grading")
+    page.wait_for_selector(".score")
+    assert 0 <= int(page.locator(".score strong").inner_text()) <= 100
+    rows = page.locator(".criterion-row")
+    assert rows.count() >= 3
+    assert rows.locator(".quote:enabled").count() == rows.locator(".quote").count() > 0
+    assert page.locator("#trouble").is_hidden()
+
+
+def lose_the_worker(page: Any, workers: Iterable[int]) -> None:
+    """The page comes back by itself, with what was written meanwhile, and is read again."""
+    draft = page.locator("#draft")
+    draft.fill(ESSAY[:700])
+    draft.press("Control+Enter")
+    page.wait_for_selector(BEGUN)
+    page.evaluate(WATCH_LINK)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    page.wait_for_function("() => window.states.includes('reconnecting')")
+    draft.press("Control+End")
+    draft.press_sequentially(" Meanwhile, more.")
+    page.wait_for_selector("#link[data-state=online]")
+    draft.press("Control+Enter")
+    page.wait_for_function(WAS_READ, arg="Meanwhile, more.")
+    assert page.locator(".note.anchored").count() >= 1
+
+
+async def test_from_the_first_word_to_the_score(tmp_path: Path) -> None:
+    """On a phone; then on a wide screen, where the worker is killed while feedback streams."""
+
+    def act(stack: Stack) -> None:
+        phone = {"width": 360, "height": 740}
+        with open_page(stack.url, viewport=phone, is_mobile=True, has_touch=True) as page:
+            write_and_be_read(page)
+            hand_in_and_be_graded(page)
+            assert page.evaluate("() => document.documentElement.scrollWidth") == 360
+        with open_page(stack.url, tolerate=LOST_CONNECTION) as page:
+            lose_the_worker(page, stack.workers())
+            hand_in_and_be_graded(page)
+
+    async with open_stack(
+        tmp_path, simulator=("--events-per-s", "40", "--judge-ms", "400")
+    ) as stack:
+        await browse(act, stack)

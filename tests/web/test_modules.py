@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -49,6 +50,31 @@ async def test_a_splice_makes_one_text_of_the_other_and_cuts_no_pair() -> None:
         insert.encode("utf-8")  # no half of a pair
         made = units[: at * 2] + insert.encode("utf-16-le") + units[(at + delete) * 2 :]
         assert made.decode("utf-16-le") == after
+
+
+async def test_pieces_make_the_whole_and_fit_into_messages() -> None:
+    """Whatever stands at a border: no pair is cut, and JSON's escapes are allowed for."""
+    texts = ["", "a", "x" * 39_999 + "😀" * 30_000, "\x01" * 40_001, "学" * 100_000]
+    for text, cut in zip(
+        texts, await call("editor.js", "pieces", [[text] for text in texts]), strict=True
+    ):
+        assert "".join(cut) == text
+        for piece in cut:
+            assert len(json.dumps(piece, ensure_ascii=False).encode()) < 250_000
+
+
+async def test_words_are_counted_as_students_count_them() -> None:
+    """Apostrophes and hyphens join; scripts without spaces count by characters."""
+    cases = {
+        "": 0,
+        "It doesn't matter – at all.": 5,
+        "a well-known 3rd place": 4,
+        "今天我们学习写作。": 8,
+        "هذه جملة قصيرة": 3,
+        "नमस्ते दुनिया": 2,
+    }
+    counts = await call("editor.js", "countWords", [[text] for text in cases])
+    assert counts == list(cases.values())
 
 
 async def test_quotes_are_found_as_models_write_them() -> None:
