@@ -101,14 +101,14 @@ def open_listener(server: config.Server) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
             listener.listen(server.backlog)
-        except (OSError, UnicodeError) as error:
+        except (OSError, TypeError) as error:
             raise ConfigurationError(f"server.bind: {server.bind}: {_advice(error)}") from error
         listener.set_inheritable(True)
         yield listener
 
 
-def _advice(error: OSError | UnicodeError) -> str:
-    if isinstance(error, UnicodeError):
+def _advice(error: OSError | TypeError) -> str:
+    if isinstance(error, TypeError):  # Python's own check, before it asks anybody
         return "not the name of a host"
     if error.errno == errno.EADDRINUSE:
         return "the port is in use: stop what listens there, or choose another port"

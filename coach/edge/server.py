@@ -43,6 +43,9 @@ log = structlog.get_logger()
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 RECEIVE_BYTES: Final = 65_536
+LAST_CALL_S: Final = 0.5
+"""From shutdown until a connection that waits for a request is closed: one may be on its way, to
+be answered with `Connection: close`. It would be lost, and it is this worker that accepted it."""
 LINGER_S_MAX: Final = 1.0
 """How long a refused client has to stop sending: a socket closed over unread bytes is reset, and
 the client may then lose the answer that explains it (RFC 9112 section 9.6)."""
@@ -214,7 +217,7 @@ class Edge(TCPServer):
         raise Refusal(408, "the request's head took too long")
 
     async def _first_bytes(self, deadline: float) -> bytes | bytearray:
-        """What a new connection sends first; nothing at shutdown or after the deadline.
+        """What a new connection sends first; nothing soon after shutdown or after the deadline.
 
         Browsers open connections ahead of need: such a one ends without a word.
         """
@@ -228,9 +231,18 @@ class Edge(TCPServer):
 
     async def _cancel_at_shutdown(self, scope: trio.CancelScope) -> None:
         await self.context.terminated.wait()
+        await trio.sleep(LAST_CALL_S)
         scope.cancel("the worker shuts down")
 
     # -- hypercorn's part --------------------------------------------------------------------------
+
+    async def _idle_timeout(self) -> None:
+        """In place of hypercorn's, which at shutdown closes at once, also over a first request."""
+        with trio.move_on_after(self.config.keep_alive_timeout):
+            await self.context.terminated.wait()
+            await trio.sleep(LAST_CALL_S)
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
 
     async def _read_data(self) -> None:
         """In place of hypercorn's: hand over one request at a time, until the connection ends."""
