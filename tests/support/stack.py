@@ -228,11 +228,17 @@ async def open_websocket(url: str) -> AsyncIterator[WebSocketConnection]:
 
 
 def start_python(
-    arguments: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    log: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Start this Python in a process group of its own; it ends with the tests in any case."""
+    """Start this Python in a session of its own; it ends with the tests in any case."""
     with log.open("ab") as output:
-        return start_child([sys.executable, *arguments], output=output, environ=environ)
+        return start_child(
+            [sys.executable, *arguments], output=output, environ=environ, pass_fds=pass_fds
+        )
 
 
 def free_port() -> int:
@@ -254,6 +260,11 @@ def children_of(pid: int) -> set[int]:
         if parent == str(pid) and state not in "ZX":
             found.add(int(entry.parent.name))
     return found
+
+
+def descriptors_of(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def family_of(pid: int) -> set[int]:
