@@ -321,7 +321,7 @@ class _Supervisor:
         finally:
             os.close(read_fd)
             if said != READY:
-                await stop_child(process, within_s=KILL_MARGIN_S)
+                await stop_child(process, within_s=KILL_MARGIN_S)  # noqa: ASYNC102  shielded inside
                 self._buried(process)
         if said == READY:
             return process

@@ -35,7 +35,7 @@ async def run_worker(application: str, listener_fd: int, ready_fd: int) -> int:
       ready_fd: a pipe; gets `READY` once the worker accepts connections, or one line that says
         why it never will. Closed then.
     """
-    with os.fdopen(ready_fd, "wb", buffering=0) as ready:
+    with os.fdopen(ready_fd, "wb", buffering=0) as ready:  # noqa: ASYNC231  a pipe, open already
         return await _serve(application, listener_fd, ready.write)
 
 

@@ -203,7 +203,7 @@ async def open_pool_with(
         pool = Pool(settings, nursery, dial, on_batch)
         try:
             yield pool
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  raised below
             failure = error
         pool._close()  # noqa: SLF001  made here
     if failure is not None:

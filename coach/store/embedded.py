@@ -79,7 +79,7 @@ async def open_embedded(
             async with running(child.keep_up):
                 yield EmbeddedServer(child.url, child)
         finally:
-            await child.stop()
+            await child.stop()  # noqa: ASYNC102  shielded, with a deadline
             folder.clean()
 
 
