@@ -145,6 +145,7 @@ export function underline(element, text, ranges) {
     mark.dataset.ink = range.ink;
     mark.dataset.key = range.key;
     mark.textContent = text.slice(range.start, range.end);
+    mark.classList.toggle("spaced", /\s\s|\t/.test(mark.textContent));
     pieces.push(mark);
     at = range.end;
   }
