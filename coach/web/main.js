@@ -411,7 +411,7 @@ function offer(offered) {
 async function loadAssignments() {
   let offered = [];
   try {
-    const response = await fetch("/api/assignments", { signal: AbortSignal.timeout(10_000) });
+    const response = await fetch("/api/assignments", { signal: AbortSignal.timeout?.(10_000) });
     if (response.ok) offered = await response.json();
   } catch {
     // those that are kept serve

@@ -1,7 +1,8 @@
 // The connection to coach: protocol coach.v1 over a WebSocket that comes back by itself.
 //
-// States: connecting, online, reconnecting, offline (the device has no network), refused (this
-// coach hands out no tokens: the student must come from elsewhere).
+// States: connecting, online, reconnecting, busy (coach takes nobody in just now), offline (the
+// device has no network), refused (this coach hands out no tokens: the student must come from
+// elsewhere).
 
 import { keep, recall } from "./storage.js";
 
@@ -29,6 +30,7 @@ export class Link {
   #patience = 0; // runs while the server owes an answer: a dead network says nothing
   #wasOnline = false;
   #connecting = false;
+  #busy = false; // coach has said so since the last welcome
 
   /**
    * @param {object} listener
@@ -80,7 +82,7 @@ export class Link {
       this.listener.onState("offline");
       return;
     }
-    this.listener.onState(this.#wasOnline ? "reconnecting" : "connecting");
+    this.listener.onState(this.#state());
     this.#connecting = true;
     try {
       this.#greet(await studentToken());
@@ -118,6 +120,7 @@ export class Link {
     }
     if (!this.#welcomed) {
       if (message.code === "unauthenticated") keep("student", null);
+      this.#busy = message.code === "overloaded";
       return; // a close follows
     }
     clearTimeout(this.#patience);
@@ -139,6 +142,7 @@ export class Link {
     this.#resume = welcome.resume ?? null;
     this.#welcomed = this.#wasOnline = true;
     this.#attempts = 0;
+    this.#busy = false;
     this.listener.onState("online");
     this.listener.onWelcome(resumed);
   }
@@ -169,13 +173,18 @@ export class Link {
     this.#connect();
   }
 
+  // While there is no session.
+  #state() {
+    if (!navigator.onLine) return "offline";
+    if (this.#busy) return "busy";
+    return this.#wasOnline ? "reconnecting" : "connecting";
+  }
+
   // Full jitter: students who were cut off together must not come back together.
   #retry() {
     const cap = Math.min(BACKOFF_MS_MAX, BACKOFF_MS * 2 ** Math.min(this.#attempts, 10));
     this.#attempts += 1;
-    this.listener.onState(
-      !navigator.onLine ? "offline" : this.#wasOnline ? "reconnecting" : "connecting",
-    );
+    this.listener.onState(this.#state());
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#connect(), 100 + Math.random() * cap);
   }
@@ -198,7 +207,7 @@ async function studentToken() {
   if (kept && kept.expires_at - TOKEN_MARGIN_S > Date.now() / 1000) return kept.token;
   const response = await fetch("/api/token", {
     method: "POST",
-    signal: AbortSignal.timeout(TOKEN_MS_MAX),
+    signal: AbortSignal.timeout?.(TOKEN_MS_MAX),
   });
   if (response.status === 403) throw new Refused();
   if (!response.ok) throw new Error(`token: ${response.status}`);

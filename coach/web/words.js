@@ -4,6 +4,7 @@ export const LINK_WORDS = {
   connecting: "connecting…",
   online: "connected",
   reconnecting: "reconnecting… nothing is lost",
+  busy: "coach is busy – trying again",
   offline: "offline – your text is kept here",
   refused: "please come in through your school's page",
 };

@@ -44,6 +44,8 @@ class FakeCoach:
     mutate: Callable[[Message], list[Message]] = lambda message: [message]
     """Turns one message to the client into those really sent: the fault."""
     refuse_sockets: bool = False
+    refusals: list[str] = attrs.field(factory=list)
+    """Codes of the errors with which the next hellos are answered."""
     mute: bool = False
     """Hears everything and says nothing, as a network that has died silently."""
     heard: list[Message] = attrs.field(factory=list)
@@ -118,7 +120,11 @@ class _Session:
 
     async def handle(self, message: Message) -> None:
         kind, drafts = message["type"], self.drafts
-        if kind == "hello":
+        if kind == "hello" and self.coach.refusals:
+            error = {"type": "error", "code": self.coach.refusals.pop(0), "message": "x", "seq": 1}
+            await self.socket.send_message(json.dumps(error))
+            await self.socket.aclose(1008)
+        elif kind == "hello":
             self.coach.drafts = drafts
             limits = {"message_bytes": BYTES_MAX, "draft_chars": 100_000, "drafts": 8}
             session = f"s{self.coach.connections}"

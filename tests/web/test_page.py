@@ -278,6 +278,27 @@ async def test_a_network_that_died_silently_is_left() -> None:
     assert coach.connections == 2
 
 
+async def test_a_door_that_stays_shut_is_told_and_tried_again() -> None:
+    """Coach is busy: it says so. The token kept here is no good: it is given up for another."""
+
+    def act(url: str) -> None:
+        student = {"name": "coach.student", "value": '{"token":"old","expires_at":4102444800}'}
+        kept = {"cookies": [], "origins": [{"origin": url, "localStorage": [student]}]}
+        with open_context(storage_state=kept) as context:
+            context.clock.install()
+            page = context.new_page()
+            page.goto(url)
+            page.get_by_text("coach is busy").wait_for()
+            until(page, lambda: not coach.refusals or page.clock.fast_forward(1_000))
+            page.clock.fast_forward(1_000)
+            page.wait_for_selector("#link[data-state=online]")
+
+    refusals = ["overloaded", "unauthenticated"]
+    async with open_fake_coach(FakeCoach(refusals=refusals, **BRISK)) as coach:
+        await browse(act, coach.url)
+    assert [said["token"] for said in coach.said("hello")] == ["old", "old", "t"]
+
+
 async def test_an_essay_handed_in_is_handed_in_until_it_is_graded() -> None:
     """Under one id, through a lost connection and a reload; the grade is there on return."""
 
