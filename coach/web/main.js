@@ -3,10 +3,10 @@
 import { Announcer } from "./announce.js";
 import { countWords, DraftSync, isMeaningful, locate, underline, wellFormed } from "./editor.js";
 import { Notes } from "./feedback.js";
-import { gradeInWords, showGrade, showGrading } from "./grade.js";
 import { Link } from "./protocol.js";
 import { freshId, keep, recall, watch } from "./storage.js";
-import { counted, eta, LINK_WORDS, whyNoFeedback, whyNoGrade } from "./words.js";
+import { Submission } from "./submission.js";
+import { counted, eta, LINK_WORDS, whyNoFeedback } from "./words.js";
 
 const PAUSE_MS = 2_000;
 const EDIT_MS = 300;
@@ -46,8 +46,6 @@ let lastRead = ""; // the draft as the last request saw it
 let askedAt = 0;
 let askNotBefore = 0; // what the server has asked us to wait for
 let failures = 0; // turns failed in a row
-let submission = null; // {id, assignment, text, at}: handed in, not graded yet
-let graded = ""; // the text of the grade that is shown
 let composing = false; // an input method is at work: half a character is no edit
 let shown = null; // [start, end): words the student asked to see
 const timers = {};
@@ -56,6 +54,11 @@ const link = new Link({ onState: showLink, onWelcome: welcome, onMessage: receiv
 const sync = new DraftSync((message) => link.send(message));
 const announcer = new Announcer(at("announce"));
 const notes = new Notes(page.notes, announcer, showInText);
+const submission = new Submission(
+  { grade: page.grade, trouble, onEvidence: showQuoteInText, onGrade: revealGrade },
+  link,
+  announcer,
+);
 
 // -- the link --------------------------------------------------------------------------------
 
@@ -72,16 +75,21 @@ function welcome(resumed) {
   page.draft.maxLength = link.limits?.draft_chars ?? page.draft.maxLength;
   // An edit may have been lost with the old socket: the whole draft says it all again.
   sync.resend(page.draft.value);
-  if (submission) sendSubmission();
+  submission.send();
   if (turn && resumed && turn.text) say("writing…");
   else if (turn) ask();
   else consider();
 }
 
 function receive(message) {
-  if (message.submission) receiveAboutSubmission(message);
-  else if (message.request) receiveAboutTurn(message);
-  else if (message.type === "error") receiveError(message);
+  if (message.submission) {
+    submission.receive(message);
+    refresh();
+  } else if (message.request) {
+    receiveAboutTurn(message);
+  } else if (message.type === "error") {
+    receiveError(message);
+  }
 }
 
 function receiveAboutTurn(message) {
@@ -122,7 +130,7 @@ function receiveError(message) {
 
 /** Ask for feedback once the student has paused, if there is something new to read. */
 function consider() {
-  if (!online || submission || !isMeaningful(lastRead, page.draft.value)) return;
+  if (!online || submission.pending || !isMeaningful(lastRead, page.draft.value)) return;
   const now = Date.now();
   later("ask", Math.max(PAUSE_MS, askedAt + ASK_GAP_MS - now, askNotBefore - now), ask);
 }
@@ -207,90 +215,22 @@ function retryAfter(message) {
 
 function handIn() {
   const text = wellFormed(page.draft.value);
-  if (!online || submission || !text.trim()) return;
+  if (!online || submission.pending || !text.trim()) return;
   clearTimeout(timers.ask);
-  submission = { id: freshId("e"), assignment, text, at: Date.now() };
-  keep("submission", submission);
-  trouble("");
-  if (!sendSubmission()) {
-    forgetSubmission();
-    trouble(whyNoGrade({ code: "too_large" }, 0));
-    return;
-  }
-  showGrading(page.grade, "on-its-way");
-  announcer.say("Handing in.", "grade");
+  if (!submission.handIn(assignment, text)) return;
   refresh();
   page.grade.focus({ preventScroll: true }); // the button is disabled now and holds no focus
   showMargin();
 }
 
+/** A grade has come; it is longer than what stood there. */
+function revealGrade() {
+  if (document.activeElement !== page.draft) showMargin();
+}
+
 function showMargin() {
   page.margin.scrollTop = 0;
   if (isNarrow()) page.margin.scrollIntoView({ behavior: motion(), block: "start" });
-}
-
-/** Returns false, and sends nothing, where the essay is larger than a message may be. */
-function sendSubmission() {
-  clearTimeout(timers.submit);
-  const { id, assignment: task, text } = submission;
-  return link.send({ type: "submit", submission: id, assignment: task, text });
-}
-
-function receiveAboutSubmission(message) {
-  if (message.submission !== submission?.id) return;
-  if (message.type === "queued") {
-    showGrading(page.grade, "queued", message.position);
-    announcer.say(`Your essay is in the queue, position ${message.position}.`, "grade");
-  } else if (message.type === "grading") {
-    showGrading(page.grade, "grading");
-    announcer.say("Your essay is handed in and being graded.", "grade");
-    trouble("");
-  } else if (message.type === "grade") {
-    receiveGrade(message);
-  } else if (message.type === "error") {
-    failSubmission(message);
-  }
-  refresh();
-}
-
-function receiveGrade(grade) {
-  const { text, at: handedInAt } = submission;
-  keep(`grade.${submission.assignment}`, { grade, text, at: handedInAt });
-  forgetSubmission();
-  presentGrade({ grade, text, at: handedInAt });
-  announcer.say(gradeInWords(grade), "grade");
-  trouble("");
-  if (document.activeElement !== page.draft) showMargin(); // it is longer than what stood there
-}
-
-function presentGrade({ grade, text, at: handedInAt }) {
-  graded = text;
-  showGrade(page.grade, grade, text, handedInAt, showQuoteInText);
-}
-
-function failSubmission(message) {
-  const retryMs = message.retry_after_ms ? message.retry_after_ms + Math.random() * 1_000 : 0;
-  trouble(whyNoGrade(message, retryMs));
-  if (retryMs) {
-    later("submit", retryMs, () => submission && sendSubmission());
-    return;
-  }
-  forgetSubmission();
-  recallGrade();
-}
-
-function forgetSubmission() {
-  clearTimeout(timers.submit);
-  submission = null;
-  keep("submission", null);
-}
-
-function recallGrade() {
-  const kept = recall(`grade.${assignment}`);
-  graded = "";
-  page.grade.hidden = true;
-  if (submission) showGrading(page.grade, "on-its-way");
-  else if (kept) presentGrade(kept);
 }
 
 // -- the text --------------------------------------------------------------------------------
@@ -397,7 +337,7 @@ function take(id) {
   if (before) notes.restore(before.feedback, page.draft.value);
   page.peek.hidden = true;
   trouble("");
-  recallGrade();
+  submission.recall(assignment);
   redrawUnderlines();
   refresh();
 }
@@ -439,14 +379,15 @@ function refresh() {
   page.wordsUnit.textContent = words === 1 ? "word" : "words";
   page.ask.disabled = !online || words === 0;
   write(page.askLabel, stoppable ? "Stop" : "Read it now");
-  page.handIn.disabled = !online || words === 0 || submission !== null || text === graded;
-  write(page.handIn, submission || (graded && text === graded) ? "Handed in" : "Hand in");
-  page.assignment.disabled = submission !== null;
+  const settled = submission.pending || (words > 0 && text === submission.graded);
+  page.handIn.disabled = !online || words === 0 || settled;
+  write(page.handIn, settled ? "Handed in" : "Hand in");
+  page.assignment.disabled = submission.pending;
   page.hint.hidden = notes.count > 0 || !page.grade.hidden;
   const ready = notes.count > 0 ? counted(notes.count, "note") : page.grade.hidden ? "" : "grade";
   write(page.toNotes, page.turn.dataset.brief || ready);
   page.toNotes.hidden = page.toNotes.textContent === "";
-  placeGrade(graded !== "" && submission === null && text !== graded);
+  placeGrade(submission.graded !== "" && !settled);
 }
 
 /** A grade stands above the notes, until the student writes on and the notes are what counts. */
@@ -524,8 +465,7 @@ function listen() {
 function begin() {
   const early = page.draft.value; // typed while this script was on its way
   offer(recall("assignments") ?? ASSIGNMENTS);
-  submission = recall("submission");
-  take(submission?.assignment ?? recall("assignment"));
+  take(submission.assignment ?? recall("assignment"));
   listen();
   if (early && early !== page.draft.value) {
     page.draft.value = [page.draft.value, early].filter(Boolean).join("\n\n");

@@ -88,7 +88,7 @@ async def test_a_student_writes_is_read_hands_in_and_is_graded() -> None:
 
 async def test_edits_of_every_kind_leave_server_and_page_with_the_same_text() -> None:
     """Typing, deleting, pasting and characters beyond the BMP travel as splices."""
-    texts = ["One 😀 two.", "One 😁 two.", "One 𝄞😁 tw", "", "a", "One two two two.", "One two."]
+    texts = ["One 😀 two.", "One 😁 two.", "One 𝄞😁 tw", "", "One two."]
 
     def act(url: str) -> None:
         with open_page(url) as page:
@@ -423,12 +423,11 @@ async def test_those_who_hear_the_page_are_told_at_their_own_pace() -> None:
         await browse(act, coach.url)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_it_fits_a_phone_and_a_keyboard(scheme: str) -> None:
+async def test_it_fits_a_phone_and_a_keyboard() -> None:
     """No horizontal scroll at 360 px, all controls named, large enough and reached by Tab."""
 
     def act(url: str) -> None:
-        with open_page(url, color_scheme=scheme, **PHONE) as page:
+        with open_page(url, **PHONE) as page:
             write_and_be_read(page, ESSAY + "\n" + "W" * 80)
             page.locator("#draft").press("Control+Home")
             page.wait_for_selector("#peek .comment:not(:empty)")
