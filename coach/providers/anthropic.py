@@ -11,17 +11,11 @@ from typing import Any, Final, final
 
 import msgspec
 
+from .answer import NO_USAGE, Answer, OnHeaders, StreamedAnswer, WholeAnswer, seconds_of
 from .exchange import Header
-from .records import Block, Completion, ErrorKind, Prompt, ProviderError, Sink, Usage
-from .sse import EventParser, EventTooLong
+from .records import Block, Completion, ErrorKind, Prompt, Sink, Usage
 
-PATH: Final = "/v1/messages"
-BODY_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Of a response, streamed or not; with `max_tokens` as it is set, answers are far shorter."""
-RETRY_AFTER_S_MAX: Final = 3_600.0
-_MESSAGE_CHARACTERS_MAX: Final = 300
 _VERSION: Final = b"2023-06-01"
-_OK: Final = 200
 
 _KIND_OF_TYPE: Final[dict[str, ErrorKind]] = {
     "rate_limit_error": "rate_limited",
@@ -70,6 +64,11 @@ class _Error(msgspec.Struct):
     type: str = ""
     message: str = ""
 
+    @property
+    def words(self) -> str:
+        """As it stands in logs."""
+        return f"{self.type}: {self.message}" if self.type else ""
+
 
 class _Message(msgspec.Struct):
     model: str
@@ -97,35 +96,58 @@ _message: Final = msgspec.json.Decoder(_Message)
 _error_body: Final = msgspec.json.Decoder(_ErrorBody)
 
 
-def request_headers(api_key: str, *, stream: bool) -> list[Header]:
-    """The headers of every request to this endpoint."""
-    return [
-        (b"x-api-key", api_key.encode()),
-        (b"anthropic-version", _VERSION),
-        (b"content-type", b"application/json"),
-        (b"accept", b"text/event-stream" if stream else b"application/json"),
-        (b"user-agent", b"coach"),
-    ]
+@final
+class Anthropic:
+    """The Messages API; see `Api`."""
 
+    path = "/v1/messages"
 
-def request_body(prompt: Prompt, model: str, *, stream: bool) -> bytes:
-    """The prompt as JSON; the same prompt gives the same bytes, so that prefixes stay cached."""
-    body: dict[str, Any] = {
-        "model": model,
-        "max_tokens": prompt.output_tokens_max,
-        "stream": stream,
-        "messages": [
-            {"role": message.role, "content": _blocks(message.blocks)}
-            for message in prompt.messages
-        ],
-    }
-    if prompt.system:
-        body["system"] = _blocks(prompt.system)
-    if prompt.schema is not None:
-        body["output_config"] = {"format": {"type": "json_schema", "schema": dict(prompt.schema)}}
-    if prompt.user_id is not None:
-        body["metadata"] = {"user_id": prompt.user_id}
-    return msgspec.json.encode(body)
+    def headers(self, api_key: str, *, stream: bool) -> list[Header]:
+        """See `Api`."""
+        return [
+            (b"x-api-key", api_key.encode()),
+            (b"anthropic-version", _VERSION),
+            (b"content-type", b"application/json"),
+            (b"accept", b"text/event-stream" if stream else b"application/json"),
+            (b"user-agent", b"coach"),
+        ]
+
+    def body(self, prompt: Prompt, model: str, *, stream: bool) -> bytes:
+        """See `Api`."""
+        body: dict[str, Any] = {
+            "model": model,
+            "max_tokens": prompt.output_tokens_max,
+            "stream": stream,
+            "messages": [
+                {"role": message.role, "content": _blocks(message.blocks)}
+                for message in prompt.messages
+            ],
+        }
+        if prompt.system:
+            body["system"] = _blocks(prompt.system)
+        if prompt.schema is not None:
+            schema = dict(prompt.schema)
+            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+        if prompt.user_id is not None:
+            body["metadata"] = {"user_id": prompt.user_id}
+        return msgspec.json.encode(body)
+
+    def whole(self, provider: str, prompt: Prompt, on_headers: OnHeaders | None) -> AnthropicWhole:
+        """See `Api`."""
+        del prompt  # the answer counts its own tokens
+        return AnthropicWhole(provider, on_headers)
+
+    def streamed(
+        self,
+        provider: str,
+        prompt: Prompt,
+        on_headers: OnHeaders | None,
+        sink: Sink,
+        on_stop: Callable[[], None],
+    ) -> AnthropicStream:
+        """See `Api`."""
+        del prompt  # its tokens are counted in the first event
+        return AnthropicStream(provider, on_headers, sink, on_stop)
 
 
 def _blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
@@ -137,166 +159,73 @@ def _blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     ]
 
 
-class Answer:
-    """A receiver of one response, streamed or not: the part that both have."""
+class _Answer(Answer):
+    """What both kinds of answer make of headers and errors."""
 
-    def __init__(
-        self, provider: str, on_headers: Callable[[Mapping[str, str]], None] | None
-    ) -> None:
-        self.provider = provider
-        self._on_headers = on_headers
-        self._status = 0
-        self._headers: Mapping[str, str] = {}
-        self._body = bytearray()  # of an error, or of an answer that is not streamed
-        self._received = 0
-
-    def on_head(self, status: int, headers: Sequence[Header]) -> None:
-        """The response begins."""
-        self._status = status
-        self._headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers
-        }
-        if self._on_headers is not None:
-            self._on_headers(self._headers)
-
-    def on_data(self, data: bytes) -> None:
-        """A piece of the body."""
-        self._count(data)
-        self._body += data
-
-    def check_status(self) -> None:
-        """The response is whole: an error leaves as ProviderError."""
-        if self._status == _OK:
-            return
+    def _meaning(self, status: int, body: bytes) -> tuple[ErrorKind, str]:
         try:
-            error = _error_body.decode(self._body).error
+            error = _error_body.decode(body).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             error = _Error()  # as from a proxy in between
-        raise ProviderError(
-            f"{self.provider} answered {self._status} {_short(error)}".rstrip(),
-            kind=kind_of_response(self._status, error.type, error.message),
-            provider=self.provider,
-            retry_after_s=retry_after_s(self._headers),
-            status=self._status,
-        )
+        return kind_of_response(status, error.type, error.message), error.words
 
-    def _count(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > BODY_BYTES_MAX:
-            raise self._failed("malformed", f"the answer is longer than {BODY_BYTES_MAX} bytes")
-
-    def _failed(self, kind: ErrorKind, reason: str, *, tokens_shown: bool = False) -> ProviderError:
-        return ProviderError(
-            f"{self.provider}: {reason}",
-            kind=kind,
-            provider=self.provider,
-            retry_after_s=retry_after_s(self._headers),
-            tokens_shown=tokens_shown,
-        )
+    def _retry_after_s(self) -> float | None:
+        return retry_after_s(self._headers)
 
 
 @final
-class WholeAnswer(Answer):
-    """An answer that comes in one piece."""
+class AnthropicWhole(_Answer, WholeAnswer):
+    """A message in one piece."""
 
-    def completion(self) -> Completion:
-        """What was answered, when the response is whole.
-
-        Raises:
-          ProviderError: it is an error, or makes no sense.
-        """
-        self.check_status()
-        try:
-            message = _message.decode(self._body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._failed("malformed", f"the answer is not a message: {error}") from error
+    def _read(self, body: bytes) -> Completion:
+        message = _message.decode(body)
         if message.stop_reason is None:
             raise self._failed("cut", "the answer has no end")
         if message.stop_reason == "refusal":
             raise self._failed("filtered", "the model refused to answer")
         return Completion(
             text="".join(block.text for block in message.content if block.type == "text"),
-            usage=_updated(Usage(0, 0, 0, 0), message.usage),
+            usage=_updated(NO_USAGE, message.usage),
             stop_reason=message.stop_reason,
             model=message.model,
         )
 
 
 @final
-class StreamedAnswer(Answer):
-    """An answer that comes event by event; its text goes to a sink."""
+class AnthropicStream(_Answer, StreamedAnswer):
+    """A message as events."""
 
     def __init__(
         self,
         provider: str,
-        on_headers: Callable[[Mapping[str, str]], None] | None,
+        on_headers: OnHeaders | None,
         sink: Sink,
         on_stop: Callable[[], None],
     ) -> None:
-        super().__init__(provider, on_headers)
-        self.stopped = False
-        """The answer is whole, whatever may still come."""
-        self._sink = sink
-        self._on_stop = on_stop
-        self._parser = EventParser()
-        self._text: list[str] = []
-        self._usage = Usage(0, 0, 0, 0)
+        super().__init__(provider, on_headers, sink, on_stop)
+        self._usage = NO_USAGE
         self._model = ""
         self._stop_reason: str | None = None
 
-    @property
-    def tokens_shown(self) -> bool:
-        """The sink has got text."""
-        return bool(self._text)
+    def _take(self, events: list[bytes], texts: list[str]) -> None:
+        decode = _event.decode
+        for raw in events:
+            event = decode(raw)
+            if event.type == "content_block_delta":
+                if event.delta is not None and event.delta.text:
+                    texts.append(event.delta.text)
+            else:
+                self._on_event(event)
 
-    def on_data(self, data: bytes) -> None:
-        """Take events; all their text goes to the sink in one call, before any error."""
-        if self._status != _OK:
-            super().on_data(data)
-            return
-        texts: list[str] = []
-        failure: ProviderError | None = None
-        try:
-            self._count(data)
-            decode = _event.decode
-            for raw in self._parser.feed(data):
-                event = decode(raw)
-                if event.type == "content_block_delta":
-                    if event.delta is not None and event.delta.text:
-                        texts.append(event.delta.text)
-                else:
-                    self._on_event(event)
-        except ProviderError as error:
-            failure = error
-        except (msgspec.DecodeError, UnicodeDecodeError, EventTooLong) as error:
-            failure = self._failed("malformed", f"an event makes no sense: {error}")
-            failure.__cause__ = error
-        if texts:
-            text = "".join(texts)
-            self._text.append(text)
-            self._sink.on_delta(text)
-        if failure is not None:
-            failure.tokens_shown = self.tokens_shown
-            raise failure
-
-    def completion(self) -> Completion:
-        """What was answered, when nothing more will come.
-
-        Raises:
-          ProviderError: it is an error, or was not whole.
-        """
-        self.check_status()
-        if not self.stopped or self._stop_reason is None:
+    def _completed(self, text: str) -> Completion:
+        if self._stop_reason is None:
             raise self._failed("cut", "the answer broke off", tokens_shown=self.tokens_shown)
         if self._stop_reason == "refusal":
             raise self._failed(
                 "filtered", "the model refused to go on", tokens_shown=self.tokens_shown
             )
         return Completion(
-            text="".join(self._text),
-            usage=self._usage,
-            stop_reason=self._stop_reason,
-            model=self._model,
+            text=text, usage=self._usage, stop_reason=self._stop_reason, model=self._model
         )
 
     def _on_event(self, event: _Event) -> None:
@@ -312,12 +241,11 @@ class StreamedAnswer(Answer):
             if event.usage is not None:
                 self._usage = _updated(self._usage, event.usage)
         elif event.type == "message_stop":
-            self.stopped = True
-            self._on_stop()
+            self._stop()
         elif event.type == "error":
             error = event.error or _Error()
             kind = _KIND_OF_TYPE.get(error.type, "server_error")
-            raise self._failed(kind, f"the answer broke off with {_short(error)}")
+            raise self._failed(kind, f"the answer broke off with {error.words}")
         # `ping`, `content_block_start` and `_stop`, and kinds that are still to be invented
 
 
@@ -336,11 +264,7 @@ def kind_of_response(status: int, error_type: str, message: str) -> ErrorKind:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds from `retry-after`; Anthropic sends no dates there."""
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return min(seconds, RETRY_AFTER_S_MAX) if seconds >= 0 else None
+    return seconds_of(headers.get("retry-after", ""))
 
 
 def _updated(usage: Usage, counts: _Counts) -> Usage:
@@ -355,8 +279,3 @@ def _updated(usage: Usage, counts: _Counts) -> Usage:
         cache_read=newest(usage.cache_read, counts.cache_read_input_tokens),
         output=newest(usage.output, counts.output_tokens),
     )
-
-
-def _short(error: _Error) -> str:
-    text = f"{error.type}: {error.message}" if error.type else ""
-    return text if len(text) <= _MESSAGE_CHARACTERS_MAX else f"{text[:_MESSAGE_CHARACTERS_MAX]}…"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final, Protocol, final
 from urllib.parse import urlsplit
 
@@ -10,15 +9,14 @@ import trio
 
 from .. import config
 from ..errors import ConfigurationError
-from . import anthropic
+from .answer import Api, OnHeaders
+from .anthropic import Anthropic
 from .exchange import StreamError, StreamRequest
 from .pool import Pool, origin_of
 from .records import Completion, Prompt, ProviderError, Sink
 
 END_S_MAX: Final = 1.0
 """For the end of a response whose answer is whole."""
-
-OnHeaders = Callable[[Mapping[str, str]], None]
 
 
 class Provider(Protocol):
@@ -61,7 +59,7 @@ def open_provider(settings: config.Provider, pool: Pool) -> Provider:
     Raises:
       ConfigurationError: the key or the address cannot stand in a request.
     """
-    provider = AnthropicProvider(settings, pool)
+    provider = HttpProvider(settings, pool, Anthropic())
     try:
         provider.check()
     except ValueError as error:
@@ -70,16 +68,17 @@ def open_provider(settings: config.Provider, pool: Pool) -> Provider:
 
 
 @final
-class AnthropicProvider:
-    """Anthropic's Messages API, or what speaks like it."""
+class HttpProvider:
+    """An endpoint that is asked over the pool, in the words of its `Api`."""
 
-    def __init__(self, settings: config.Provider, pool: Pool) -> None:
+    def __init__(self, settings: config.Provider, pool: Pool, api: Api) -> None:
         self.name: Final = settings.name
         self.model: Final = settings.model
+        self._api = api
         self._pool = pool
-        self._settings = settings
+        self._api_key = settings.api_key
         self._origin = origin_of(settings.base_url)
-        self._path = urlsplit(settings.base_url).path.rstrip("/") + anthropic.PATH
+        self._path = urlsplit(settings.base_url).path.rstrip("/") + api.path
 
     async def stream(
         self, prompt: Prompt, sink: Sink, *, on_headers: OnHeaders | None = None
@@ -90,9 +89,8 @@ class AnthropicProvider:
         def on_stop() -> None:
             scope.deadline = trio.current_time() + END_S_MAX
 
-        body = anthropic.request_body(prompt, self.model, stream=True)
-        request = self._request(body, stream=True)
-        answer = anthropic.StreamedAnswer(self.name, on_headers, sink, on_stop)
+        request = self._request(self._api.body(prompt, self.model, stream=True), stream=True)
+        answer = self._api.streamed(self.name, prompt, on_headers, sink, on_stop)
         try:
             async with self._pool.open_stream(request, answer) as stream:
                 with scope:
@@ -104,9 +102,8 @@ class AnthropicProvider:
 
     async def complete(self, prompt: Prompt, *, on_headers: OnHeaders | None = None) -> Completion:
         """See `Provider`."""
-        body = anthropic.request_body(prompt, self.model, stream=False)
-        request = self._request(body, stream=False)
-        answer = anthropic.WholeAnswer(self.name, on_headers)
+        request = self._request(self._api.body(prompt, self.model, stream=False), stream=False)
+        answer = self._api.whole(self.name, prompt, on_headers)
         try:
             async with self._pool.open_stream(request, answer) as stream:
                 await stream.wait_end()
@@ -123,7 +120,7 @@ class AnthropicProvider:
             origin=self._origin,
             method="POST",
             path=self._path,
-            headers=anthropic.request_headers(self._settings.api_key, stream=stream),
+            headers=self._api.headers(self._api_key, stream=stream),
             body=body,
         )
 

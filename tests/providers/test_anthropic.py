@@ -24,7 +24,7 @@ from coach.providers import (
     Usage,
     open_provider,
 )
-from coach.providers.anthropic import request_body
+from coach.providers.anthropic import Anthropic
 from coach.providers.records import ErrorKind
 from tests.support.cancels import cancel_at_step
 
@@ -187,7 +187,7 @@ async def test_what_is_sent_is_what_the_api_documents() -> None:
 
 
 def test_a_prompt_without_extras_sends_none() -> None:
-    body = msgspec.json.decode(request_body(attrs.evolve(PROMPT, system=()), "m", stream=False))
+    body = msgspec.json.decode(Anthropic().body(attrs.evolve(PROMPT, system=()), "m", stream=False))
     assert sorted(body) == ["max_tokens", "messages", "model", "stream"]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coach.providers import Prompt, estimate_tokens, feedback_prompt, judge_prompt
-from coach.providers.anthropic import request_body
+from coach.providers.anthropic import Anthropic
 
 
 def feedback(draft: str = "My cat", **changes: object) -> Prompt:
@@ -51,7 +51,7 @@ def test_no_block_is_empty_and_the_same_prompt_gives_the_same_bytes() -> None:
     blocks = [*prompt.system, *(block for each in prompt.messages for block in each.blocks)]
     assert all(block.text for block in blocks)
     again = feedback("", assignment="", focus=" ")
-    assert request_body(prompt, "m", stream=True) == request_body(again, "m", stream=True)
+    assert Anthropic().body(prompt, "m", stream=True) == Anthropic().body(again, "m", stream=True)
 
 
 def test_estimates_count_everything_that_is_read() -> None:
