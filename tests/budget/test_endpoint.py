@@ -448,7 +448,7 @@ async def test_many_workers_never_exceed_the_quota_together(
 
     Four workers ask for three times the quota and end in every way; the server loses its scripts.
     """
-    window_s, run_s = 1, 2.0
+    window_s, run_s = 1, 1.5
     use_window(monkeypatch, window_s)
     quota = config.Quota(
         requests_per_minute=200, input_tokens_per_minute=10_000, output_tokens_per_minute=4_000
@@ -673,14 +673,19 @@ async def test_a_long_closed_gate_outlives_the_keys_usual_life(tmp_path: Path) -
             turn.scope.cancel()
 
 
-@pytest.mark.parametrize("retry_after_s", [float("inf"), float("nan"), 1e300, -5.0])
-async def test_a_gates_time_may_be_anything(tmp_path: Path, retry_after_s: float) -> None:
+async def test_a_gates_time_may_be_anything(tmp_path: Path) -> None:
     """A provider's nonsense closes it for an hour at most and breaks nothing."""
-    async with open_test_redis(tmp_path) as redis, open_budget(redis) as budget:
-        async with budget.admit(Ask(1, 1), lane="interactive", org="o") as admission:
+    async with (
+        open_test_redis(tmp_path) as redis,
+        open_budget(redis) as budget,
+        budget.admit(Ask(1, 1), lane="interactive", org="o") as admission,
+    ):
+        for retry_after_s in (-5.0, float("nan"), float("inf"), 1e300):
             admission.close_gate(retry_after_s)
             await until(lambda: len(budget._nursery.child_tasks) == 1)
-        assert 0 <= (await budget.statistics()).gate_s <= 3_600
+            expected_s = 3_600 if retry_after_s > 0 else 0
+            gate_s = (await budget.statistics()).gate_s
+            assert expected_s - 5 <= gate_s <= expected_s
 
 
 async def test_headers_correct_the_window_downwards_only(tmp_path: Path) -> None:

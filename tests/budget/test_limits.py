@@ -150,7 +150,7 @@ async def test_repeating_a_script_changes_nothing(tmp_path: Path) -> None:
             await assert_used(redis, 1, 3)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_random_ends_leave_windows_equal_to_the_real_use(tmp_path: Path, seed: int) -> None:
     """Done, failed, cancelled, never sent: sum and buckets hold what was really used."""
     rng = random.Random(seed)
@@ -196,7 +196,7 @@ class Model:
         return len(tokens), sum(tokens)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 async def test_windows_follow_the_rule_through_minutes(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
