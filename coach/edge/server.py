@@ -146,7 +146,7 @@ class Edge(TCPServer):
         self._head: Head | None = None  # the request that hypercorn is to serve next
         self._upgrade: Head | None = None  # the upgrade that has ended hypercorn's part
         self._answered = trio.Event()  # hypercorn is done with the present request
-        self._over = False  # hypercorn has closed the connection
+        self._over = False  # hypercorn has closed the connection, or the client has no more to say
         self._reading: trio.CancelScope | None = None  # around a read while an answer is awaited
 
     async def run(self) -> None:
@@ -263,6 +263,7 @@ class Edge(TCPServer):
             await _refuse(self.stream, refusal)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        self._over = True
         await self.idle_task.stop()
         await self.protocol.handle(Closed())
 
@@ -303,8 +304,9 @@ class Edge(TCPServer):
         try:
             # Quart cancels the task that sends the answer as soon as it hears that its stream is
             # closed, which is before this: without the shield no idle timer would be set.
-            with trio.CancelScope(shield=not over):
-                await super().protocol_send(event)
+            if over or not self._over:  # an idle timer would keep the socket after the client's end
+                with trio.CancelScope(shield=not over):
+                    await super().protocol_send(event)
         finally:
             self._over = self._over or over
             if over or (isinstance(event, Updated) and event.idle):
