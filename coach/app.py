@@ -31,7 +31,7 @@ from .budget import user_limits
 from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
 from .ops import log as logging
 from .ops import metrics
-from .session import Identity, Route, Services, Sessions, open_authority, serve_session
+from .session import Identity, Pacer, Route, Services, Sessions, open_authority, serve_session
 from .store import RedisError
 
 log = structlog.get_logger()
@@ -143,6 +143,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             ping_s=settings.server.ping_s,
             drain_s=settings.server.drain_s * DRAIN_SHARE,
         )
+        pacer = Pacer(settings.server.delta_window_s)
         services = Services(
             settings=settings,
             worker=backend.worker,
@@ -158,7 +159,9 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             ],
             queue=backend.queue,
             rubric=backend.rubric,
+            pacer=pacer,
         )
+        nursery.start_soon(pacer.run)
         nursery.start_soon(sessions.run_pings)
         nursery.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
         nursery.start_soon(_sample, backend, sessions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .auth import Authority, Identity, open_authority
+from .pacer import Pacer
 from .registry import Sessions
 from .services import Route, Services
 from .session import Connection, serve_session
@@ -11,6 +12,7 @@ __all__ = [
     "Authority",
     "Connection",
     "Identity",
+    "Pacer",
     "Route",
     "Services",
     "Sessions",

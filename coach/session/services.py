@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..grading import Queue, Rubric
     from ..providers import Provider
     from .auth import Authority
+    from .pacer import Pacer
 
 
 @attrs.frozen
@@ -37,3 +38,4 @@ class Services:
     """For feedback, in order of preference."""
     queue: Queue
     rubric: Rubric
+    pacer: Pacer

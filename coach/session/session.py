@@ -286,7 +286,12 @@ class Session:
     def _start_turn(self, identity: Identity, message: wire.Feedback) -> None:
         if message.request in self._turns:
             raise Conflict(f"request {message.request} is under way already")
-        turn = Turn(request=message.request, draft=message.draft, outbox=self.outbox)
+        turn = Turn(
+            request=message.request,
+            draft=message.draft,
+            outbox=self.outbox,
+            pacer=self._services.pacer,
+        )
         if self._draining:
             turn.fail(Overloaded("this server is about to restart", retry_after_s=1.0))
             return

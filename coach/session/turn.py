@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..providers import Completion, Prompt
     from .auth import Identity
     from .outbox import Outbox
+    from .pacer import Pacer
     from .services import Route, Services
 
 GATE_S: Final = 1.0
@@ -50,7 +51,7 @@ class Interrupted(CoachError):
 class Turn:
     """A running turn; also the sink that the provider's connection calls for every delta."""
 
-    def __init__(self, *, request: str, draft: str, outbox: Outbox) -> None:
+    def __init__(self, *, request: str, draft: str, outbox: Outbox, pacer: Pacer) -> None:
         """Start counting time to first token now."""
         self.request = request
         self.draft = draft
@@ -58,10 +59,13 @@ class Turn:
         self.done = trio.Event()
         """Set by the session when the turn's task has ended and everything is given back."""
         self.text: list[str] = []
-        """What was shown."""
+        """What was shown, or is about to be."""
         self.outcome: str | None = None
         """`done` or an error code, once the student was told; nothing more is sent then."""
         self._outbox = outbox
+        self._pacer = pacer
+        self._held: list[str] = []  # the end of `text`, which was not sent yet
+        self._send_at = 0.0  # until then text is held
         self._asked_at = trio.current_time()
         self._usage: Usage | None = None
         self._sent = False  # the provider has the request, or may have it
@@ -76,12 +80,29 @@ class Turn:
         self._usage = usage
 
     def on_delta(self, text: str) -> None:
-        """The next piece of text: one message, written by this very call."""
+        """The next piece of text: one message, written by this very call, or held (pacer.py)."""
         if self.outcome is not None:
             return
+        now = trio.current_time()
         if not self.text:
-            metrics.ttft_seconds.observe(trio.current_time() - self._asked_at)
+            metrics.ttft_seconds.observe(now - self._asked_at)
         self.text.append(text)
+        if self._held:
+            self._held.append(text)
+        elif now < self._send_at:
+            self._held.append(text)
+            self._pacer.flush_at(self._send_at, self)
+        else:
+            self._send_at = now + self._pacer.window_s
+            self._outbox.send(wire.Delta(request=self.request, text=text))
+
+    def flush(self) -> None:
+        """Send what is held. Called by the pacer, and before anything else is said."""
+        if not self._held:
+            return
+        text = "".join(self._held)
+        self._held.clear()
+        self._send_at = trio.current_time() + self._pacer.window_s
         self._outbox.send(wire.Delta(request=self.request, text=text))
 
     # -- how it ends ---------------------------------------------------------------------------
@@ -116,6 +137,7 @@ class Turn:
 
     def _say(self, message: wire.ServerMessage) -> None:
         if self.outcome is None:
+            self.flush()
             self._outbox.send(message)
 
     # -- the conversation ----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from coach.budget import Ask
 from coach.errors import ProviderUnavailable
 from coach.providers import Completion, Prompt, ProviderError, Sink, Usage
-from coach.session import wire
+from coach.session import Pacer, wire
 from coach.session.turn import GATE_S, Interrupted, Turn, TurnCancelled
 from tests.support.cancels import cancel_at_step
 
@@ -44,9 +44,10 @@ class Told:
         return sum(isinstance(message, wire.Done | wire.Error) for message in self.messages)
 
 
-def new_turn() -> tuple[Turn, Told]:
+def new_turn(pacer: Pacer | None = None) -> tuple[Turn, Told]:
     told = Told()
-    return Turn(request="r1", draft="d", outbox=told), told  # type: ignore[arg-type]
+    pacer = pacer or Pacer(0)
+    return Turn(request="r1", draft="d", outbox=told, pacer=pacer), told  # type: ignore[arg-type]
 
 
 async def run(turn: Turn, world: World) -> None:

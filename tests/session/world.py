@@ -24,7 +24,7 @@ from coach.grading import (
     load_rubric,
 )
 from coach.providers import Completion, Prompt, Sink, Usage
-from coach.session import Authority, Route, Services, Sessions, serve_session
+from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
 from coach.session.auth import Identity
 from coach.store import ConnectionLost
 
@@ -157,6 +157,7 @@ class World:
             ],
             queue=cast("Any", self),
             rubric=load_rubric(None),
+            pacer=Pacer(0),
         )
 
     @asynccontextmanager
