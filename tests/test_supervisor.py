@@ -25,6 +25,7 @@ from coach.child import Process, exited, is_running, stop_child
 from coach.errors import ConfigurationError
 from tests.support.stack import (
     children_of,
+    connections_of,
     family_of,
     free_port,
     open_websocket,
@@ -109,7 +110,7 @@ async def test_a_killed_worker_costs_nobody_else_and_is_made_good(tmp_path: Path
         async with open_websocket(served.url) as mine:
             await mine.send_message("a")
             await mine.get_message()
-            victim = next(pid for pid in before if not has_websocket(pid, served.port))
+            victim = next(pid for pid in before if not connections_of(pid, served.port))
             os.kill(victim, signal.SIGKILL)
             began, seen = trio.current_time(), set[int]()
             with trio.fail_after(10):
@@ -368,14 +369,3 @@ async def asked(served: Running, path: str) -> AsyncIterator[None]:
 def report(text: str) -> None:
     """For `pytest -s`: the figures behind a pass."""
     print(text)  # noqa: T201
-
-
-def has_websocket(pid: int, port: int) -> bool:
-    """Whether a worker holds an established connection on `port`."""
-    inodes = {
-        line.split()[9]
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01"
-    }
-    links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return any(f"socket:[{inode}]" in links for inode in inodes)

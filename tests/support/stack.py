@@ -117,9 +117,9 @@ class Student:
         return message
 
     async def until(self, *types: str) -> dict[str, object]:
-        """Receive until a message of one of `types`; return that one."""
+        """Receive until a message of one of `types`; return that one. Other errors are failures."""
         while (message := await self.receive())["type"] not in types:
-            pass
+            assert message["type"] != "error", message
         return message
 
     async def ask(self, request: str = "r", text: str = "The sea was calm that day.") -> None:
@@ -265,6 +265,18 @@ def children_of(pid: int) -> set[int]:
 def descriptors_of(pid: int) -> int:
     """How many files and sockets a process has open."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def connections_of(pid: int, port: int) -> int:
+    """How many connections to its `port` a process has accepted and not closed."""
+    established = {
+        f"socket:[{inode}]"
+        for _, local, _, state, *_, inode in (
+            line.split()[:10] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        )
+        if local.endswith(f":{port:04X}") and state == "01"
+    }
+    return sum(str(fd.readlink()) in established for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def family_of(pid: int) -> set[int]:
