@@ -1,0 +1,311 @@
+"""The composition root: what operators and clients get over HTTP, with real Redis below.
+
+Routes are asked through Quart's own test client; what depends on connections goes through hypercorn
+and the edge on a real socket.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import hypercorn.trio
+import msgspec
+import pytest
+import trio
+from hypercorn.config import Config
+from prometheus_client.metrics import MetricWrapperBase
+
+from coach import config
+from coach.app import CONTENT_SECURITY_POLICY, Parts, app, open_parts
+from coach.grading import CriterionGrade, Grade, Submission
+from coach.ops import metrics
+from coach.store import EmbeddedServer, open_embedded
+from tests.support.stack import descriptors_of
+
+pytestmark = pytest.mark.real_time
+
+PROVIDER = config.Provider(
+    name="p", base_url="https://127.0.0.1:1", model="m", api_key="k", quota=config.Quota()
+)
+
+
+GRADE = Grade(
+    score=64,
+    criteria=(
+        CriterionGrade(
+            name="content", label="Content", band=3, band_max=5, evidence="calm", reason="So it is."
+        ),
+    ),
+    judges=1,
+    degraded=False,
+    feedback="Say more.",
+)
+
+
+@attrs.frozen
+class Opened:
+    """The application with its parts."""
+
+    parts: Parts
+    redis: EmbeddedServer
+
+    def bearer(self, user: str = "ana", org: str = "demo") -> dict[str, str]:
+        """Headers that speak for a student."""
+        token, _ = self.parts.services.authority.issue(user=user, org=org, role="student")
+        return {"Authorization": f"Bearer {token}"}
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, **sections: object) -> AsyncIterator[Opened]:
+    """The application's parts, as its lifespan opens them."""
+    async with open_embedded(tmp_path) as redis:
+        settings = config.Settings(
+            data_dir=str(tmp_path),
+            redis=config.Redis(url=redis.url, wait_s=0.2),
+            provider=(PROVIDER,),
+            **sections,  # type: ignore[arg-type]
+        )
+        async with open_parts(settings) as parts:
+            app.settings, app.parts = settings, parts
+            try:
+                yield Opened(parts, redis)
+            finally:
+                app.settings, app.parts = config.Settings(), None
+
+
+# -- for operators -----------------------------------------------------------------------------
+
+
+async def test_alive_whatever_happens_ready_only_with_redis_and_not_while_draining(
+    tmp_path: Path,
+) -> None:
+    client = app.test_client()
+    assert (await client.get("/readyz")).status_code == 503
+    async with opened(tmp_path) as served:
+        assert await answer("/readyz") == (200, {"status": "ready"})
+        os.kill(served.redis.pid, signal.SIGSTOP)
+        try:
+            assert await answer("/readyz") == (503, {"status": "no redis"})
+            assert await answer("/healthz") == (200, {"status": "alive"})
+        finally:
+            os.kill(served.redis.pid, signal.SIGCONT)
+        assert await answer("/readyz") == (200, {"status": "ready"})
+        served.parts.sessions.drain()
+        assert await answer("/readyz") == (503, {"status": "draining"})
+        assert await answer("/healthz") == (200, {"status": "alive"})
+
+
+async def test_every_metric_is_exposed_with_its_meaning(tmp_path: Path) -> None:
+    ours = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+    names = {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name
+        for (metric,) in (value.describe() for value in ours)
+    }
+    assert len(names) > 10
+    async with opened(tmp_path):
+        await trio.sleep(0.1)  # the gauges are set as soon as the parts are open
+        response = await app.test_client().get("/metrics")
+    text = await response.get_data(as_text=True)
+    assert response.content_type == metrics.CONTENT_TYPE
+    assert names <= set(re.findall(r"^# HELP (coach_\w+) \S", text, re.MULTILINE))
+    for lane in ("interactive", "submission", "background"):
+        assert f'coach_queue_depth{{lane="{lane}"}} 0.0' in text
+        assert f'coach_line_length{{endpoint="p",lane="{lane}"}} 0.0' in text
+
+
+# -- for clients -------------------------------------------------------------------------------
+
+
+async def test_a_token_for_anybody_in_open_mode_only(tmp_path: Path) -> None:
+    client = app.test_client()
+    async with opened(tmp_path) as served:
+        given = await (await client.post("/api/token")).get_json()
+        identity = served.parts.services.authority.verify(given["token"])
+        assert (identity.user, identity.org) == (given["user"], given["org"])
+        assert identity.expires_at == given["expires_at"]
+        assert given["user"] != (await (await client.post("/api/token")).get_json())["user"]
+        assert (await client.get("/api/token")).status_code == 405
+    async with opened(tmp_path, auth=config.Auth(mode="jwt", secret="s" * 32)):
+        refused = await client.post("/api/token")
+        assert refused.status_code == 403
+        assert (await refused.get_json())["code"] == "forbidden"
+
+
+async def test_a_submission_is_shown_to_its_author_only(tmp_path: Path) -> None:
+    client, path = app.test_client(), "/api/submissions/s-1"
+    async with opened(tmp_path) as served:
+        queue = served.parts.backend.queue
+        essay = Submission(
+            id="s-1",
+            user="ana",
+            org="demo",
+            assignment="essay",
+            text="It was calm.",
+            lane="submission",
+            worker="",
+            session="",
+        )
+        await queue.submit(essay)
+        for headers in ({}, {"Authorization": "Basic eA=="}, {"Authorization": "Bearer x.y.z"}):
+            refused = await client.get(path, headers=headers)
+            assert refused.status_code == 401
+            assert (await refused.get_json())["code"] == "unauthenticated"
+        for headers in (served.bearer("ben"), served.bearer("ana", "other")):
+            assert (await client.get(path, headers=headers)).status_code == 403
+        mine = served.bearer()
+        assert (await client.get("/api/submissions/none", headers=mine)).status_code == 403
+        queued = {"submission": "s-1", "status": "queued", "grade": None}
+        assert await answer(path, mine) == (200, queued)
+
+        claim = await queue.claim(queue.shard("demo"), ["submission"])
+        assert claim is not None
+        assert not isinstance(claim, float)
+        assert await answer(path, mine) == (200, {**queued, "status": "grading"})
+        await queue.finish(claim, GRADE)
+        graded = {**queued, "status": "graded", "grade": as_json(GRADE)}
+        assert await answer(path, mine) == (200, graded)
+
+
+async def test_assignments_are_those_of_the_rubric(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        status, listed = await answer("/api/assignments")
+        known = served.parts.backend.rubric.assignments
+    assert status == 200
+    assert [item["id"] for item in listed] == [item.id for item in known]
+    assert all(item["title"] and item["task"] for item in listed)
+
+
+async def test_without_redis_a_request_is_told_when_to_come_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        mine = served.bearer()
+        os.kill(served.redis.pid, signal.SIGKILL)
+        refused = await app.test_client().get("/api/submissions/s-1", headers=mine)
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "2"
+        assert (await refused.get_json())["code"] == "overloaded"
+
+
+async def test_the_page_and_everything_else_come_with_headers_that_protect(tmp_path: Path) -> None:
+    client = app.test_client()
+    async with opened(tmp_path):
+        page = await client.get("/")
+        assert page.content_type == "text/html; charset=utf-8"
+        text = await page.get_data(as_text=True)
+        linked = re.findall(r'(?:src|href)="(/static/[^"]+)"', text)
+        assert linked
+        for path in ("/", *linked, "/healthz", "/no/such/page", "/api/submissions/x"):
+            response = await client.get(path)
+            await response.get_data()
+            assert response.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY, path
+            assert response.headers["X-Content-Type-Options"] == "nosniff", path
+            assert (response.status_code == 200) == (path in ("/", "/healthz", *linked)), path
+    assert "<script>" not in text  # the policy would not run it
+
+
+# -- connections -------------------------------------------------------------------------------
+
+
+async def test_a_kept_alive_connection_serves_many_requests(tmp_path: Path) -> None:
+    """Quart cancels the task that answers once it hears of the end: the edge survives that."""
+    paths = ("/healthz", "/", "/api/assignments", "/no/such/page")
+    async with opened(tmp_path), serving() as port:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        for path in paths * 10:
+            await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            with trio.fail_after(5):
+                head, body = await an_answer(stream)
+            assert head.startswith(b"HTTP/1.1 404" if "no" in path else b"HTTP/1.1 200")
+            assert b"connection: close" not in head.lower()
+            assert body
+        await stream.aclose()
+
+
+async def test_a_client_that_leaves_after_its_answer_leaves_nothing_open(tmp_path: Path) -> None:
+    async with opened(tmp_path), serving() as port:
+        await asked(port)
+        files, tasks = descriptors_of(os.getpid()), tasks_living()
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(asked, port)
+        with trio.fail_after(2):  # the timeout of idle connections is 5 s
+            while (  # noqa: ASYNC110  the kernel and other tasks have no event for this
+                descriptors_of(os.getpid()) > files or tasks_living() > tasks
+            ):
+                await trio.sleep(0.01)
+
+
+# -- helpers -----------------------------------------------------------------------------------
+
+
+async def answer(path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """The status and the JSON of a GET."""
+    response = await app.test_client().get(path, headers=headers)
+    return response.status_code, await response.get_json()
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    """hypercorn and the edge in front of the routes, whose parts are open; gives the port."""
+    listener, shutdown = trio.socket.socket(), trio.Event()
+    await listener.bind(("127.0.0.1", 0))
+    port: int = listener.getsockname()[1]
+    options = Config()
+    options.bind = [f"fd://{listener.detach()}"]
+    options.loglevel = "CRITICAL"
+
+    async def routes(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await app(scope, receive, send)
+            return
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            partial(hypercorn.trio.serve, routes, options, shutdown_trigger=shutdown.wait)
+        )
+        yield port
+        shutdown.set()
+
+
+def as_json(record: object) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(record))
+
+
+def tasks_living() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+async def asked(port: int) -> None:
+    """Ask, hear the answer, and go at once."""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(b"POST /api/token HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+        await an_answer(stream)
+
+
+async def an_answer(stream: trio.SocketStream) -> tuple[bytes, bytes]:
+    """One answer with a Content-Length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await more(stream)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    assert length is not None, head
+    while len(body) < int(length[1]):
+        body += await more(stream)
+    return head, body
+
+
+async def more(stream: trio.SocketStream) -> bytes:
+    data = await stream.receive_some()
+    assert data, "the server has closed the connection"
+    return bytes(data)
