@@ -119,7 +119,8 @@ class Provider(Section, frozen=True, kw_only=True):
     """One endpoint that answers requests. The file's order is the order of preference."""
 
     name: Name
-    kind: Literal["anthropic"] = "anthropic"
+    kind: Literal["anthropic", "openai", "openai-compatible"] = "anthropic"
+    """What is spoken there; `openai-compatible` sends only what all such servers take."""
     base_url: str
     model: str
     api_key: str
@@ -128,6 +129,27 @@ class Provider(Section, frozen=True, kw_only=True):
     quota: Quota = Quota()
     feedback_output_tokens_max: Count = 500
     judge_output_tokens_max: Count = 1_500
+
+    def __post_init__(self) -> None:
+        """Refuse a quota in the words of another provider: nobody would count by it."""
+        quota = self.quota
+        if self.kind == "anthropic" and quota.tokens_per_minute is not None:
+            raise ValueError(
+                f"provider {self.name}: Anthropic counts input and output apart: set "
+                "quota.input_tokens_per_minute and output_tokens_per_minute"
+            )
+        by_part = (quota.input_tokens_per_minute, quota.output_tokens_per_minute)
+        if self.kind == "openai" and any(limit is not None for limit in by_part):
+            raise ValueError(
+                f"provider {self.name}: OpenAI counts input and output together: set "
+                "quota.tokens_per_minute"
+            )
+        most = max(self.feedback_output_tokens_max, self.judge_output_tokens_max)
+        if self.kind == "openai" and most > (quota.tokens_per_minute or most):
+            raise ValueError(
+                f"provider {self.name}: OpenAI refuses whatever may answer with more tokens than "
+                f"quota.tokens_per_minute, and that is less than {most}"
+            )
 
 
 class Pool(Section, frozen=True, kw_only=True):

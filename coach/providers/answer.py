@@ -28,8 +28,12 @@ OnHeaders = Callable[[Mapping[str, str]], None]
 class Api(Protocol):
     """How one provider is asked, and who understands its answers."""
 
-    path: str
-    """Of the request, below the path of `base_url`."""
+    def path(self, base: str) -> str:
+        """The path of every request.
+
+        Args:
+          base: the path of `base_url`, without a slash at its end.
+        """
 
     def headers(self, api_key: str, *, stream: bool) -> list[Header]:
         """The headers of every request."""
@@ -67,8 +71,8 @@ class Answer:
         """What a response other than 200 means: the kind, and what it says in a few words."""
 
     @abstractmethod
-    def _retry_after_s(self) -> float | None:
-        """When the provider wants to be asked again, by the headers."""
+    def _retry_after_s(self, kind: ErrorKind) -> float | None:
+        """Seconds until the provider wants to be asked again, by the headers."""
 
     def on_head(self, status: int, headers: Sequence[Header]) -> None:
         """The response begins."""
@@ -93,7 +97,7 @@ class Answer:
             f"{self.provider} answered {self._status} {shortened(reason)}".rstrip(),
             kind=kind,
             provider=self.provider,
-            retry_after_s=self._retry_after_s(),
+            retry_after_s=self._retry_after_s(kind),
             status=self._status,
         )
 
@@ -107,7 +111,7 @@ class Answer:
             f"{self.provider}: {shortened(reason)}",
             kind=kind,
             provider=self.provider,
-            retry_after_s=self._retry_after_s(),
+            retry_after_s=self._retry_after_s(kind),
             tokens_shown=tokens_shown,
         )
 

@@ -100,7 +100,9 @@ _error_body: Final = msgspec.json.Decoder(_ErrorBody)
 class Anthropic:
     """The Messages API; see `Api`."""
 
-    path = "/v1/messages"
+    def path(self, base: str) -> str:
+        """See `Api`."""
+        return f"{base}/v1/messages"
 
     def headers(self, api_key: str, *, stream: bool) -> list[Header]:
         """See `Api`."""
@@ -169,7 +171,8 @@ class _Answer(Answer):
             error = _Error()  # as from a proxy in between
         return kind_of_response(status, error.type, error.message), error.words
 
-    def _retry_after_s(self) -> float | None:
+    def _retry_after_s(self, kind: ErrorKind) -> float | None:
+        del kind
         return retry_after_s(self._headers)
 
 

@@ -12,6 +12,7 @@ from ..errors import ConfigurationError
 from .answer import Api, OnHeaders
 from .anthropic import Anthropic
 from .exchange import StreamError, StreamRequest
+from .openai import OpenAI
 from .pool import Pool, origin_of
 from .records import Completion, Prompt, ProviderError, Sink
 
@@ -59,7 +60,12 @@ def open_provider(settings: config.Provider, pool: Pool) -> Provider:
     Raises:
       ConfigurationError: the key or the address cannot stand in a request.
     """
-    provider = HttpProvider(settings, pool, Anthropic())
+    api: Api
+    if settings.kind == "anthropic":
+        api = Anthropic()
+    else:
+        api = OpenAI(compatible=settings.kind == "openai-compatible")
+    provider = HttpProvider(settings, pool, api)
     try:
         provider.check()
     except ValueError as error:
@@ -78,7 +84,7 @@ class HttpProvider:
         self._pool = pool
         self._api_key = settings.api_key
         self._origin = origin_of(settings.base_url)
-        self._path = urlsplit(settings.base_url).path.rstrip("/") + api.path
+        self._path = api.path(urlsplit(settings.base_url).path.rstrip("/"))
 
     async def stream(
         self, prompt: Prompt, sink: Sink, *, on_headers: OnHeaders | None = None

@@ -86,7 +86,7 @@ class Completion:
     text: str
     usage: Usage
     stop_reason: str
-    """As the provider says: `end_turn`, `max_tokens`, `stop_sequence`, …"""
+    """In Anthropic's words whoever answered: `end_turn`, `max_tokens`, `stop_sequence`, …"""
     model: str
     """The model that answered, which may differ in detail from the one asked for."""
 
@@ -99,7 +99,11 @@ class Sink(Protocol):
     """
 
     def on_start(self, model: str, usage: Usage) -> None:
-        """The answer begins. `usage.output` is only what has been counted so far."""
+        """The answer begins.
+
+        `usage` is what has been counted so far; where a provider counts at the end only, its input
+        is an estimate, and the output 0.
+        """
 
     def on_delta(self, text: str) -> None:
         """The next text, one character or more: everything that came in one wake-up."""

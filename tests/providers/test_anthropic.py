@@ -28,7 +28,8 @@ from coach.providers.anthropic import Anthropic
 from coach.providers.records import ErrorKind
 from tests.support.cancels import cancel_at_step
 
-from .peer import Exchange, Peer, Script, open_pool_to
+from .asking import Student, answers, failure_of, streams
+from .peer import Exchange, Peer, open_pool_to
 
 CANCEL = int(h2.errors.ErrorCodes.CANCEL)
 SETTINGS = config.Provider(
@@ -75,62 +76,12 @@ def end(stop_reason: str = "end_turn") -> bytes:
     )
 
 
-@attrs.define
-class Student:
-    """A sink that notes everything."""
-
-    starts: list[tuple[str, Usage]] = attrs.field(factory=list)
-    texts: list[str] = attrs.field(factory=list)
-    raises: bool = False
-
-    def on_start(self, model: str, usage: Usage) -> None:
-        self.starts.append((model, usage))
-
-    def on_delta(self, text: str) -> None:
-        assert text
-        self.texts.append(text)
-        if self.raises:
-            raise ZeroDivisionError
-
-
-def streams(*parts: bytes, whole: bool = True) -> Script:
-    """A script: 200, then these parts, each in a wake-up of its own."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.whole.wait()
-        await exchange.head(200, ("content-type", "text/event-stream"), ("x-left", "7"))
-        for part in parts:
-            await exchange.data(part)
-            await trio.sleep(0.01)
-        if whole:
-            await exchange.data(b"", end=True)
-        else:
-            await trio.sleep_forever()
-
-    return script
-
-
-def answers(status: int, body: bytes, *headers: tuple[str, str]) -> Script:
-    async def script(exchange: Exchange) -> None:
-        await exchange.whole.wait()
-        await exchange.head(status, *headers)
-        await exchange.data(body, end=True)
-
-    return script
-
-
 def provider(pool: Pool) -> Provider:
     return open_provider(SETTINGS, pool)
 
 
 async def fails(peer: Peer) -> tuple[ProviderError, Student]:
-    student = Student()
-    async with open_pool_to(peer) as pool:
-        with pytest.raises(ProviderError) as caught:
-            await provider(pool).stream(PROMPT, student)
-        assert pool.statistics().streams == 0
-    assert caught.value.provider == "claude"
-    return caught.value, student
+    return await failure_of(SETTINGS, PROMPT, peer)
 
 
 async def test_an_answer_is_streamed_and_then_returned_whole() -> None:

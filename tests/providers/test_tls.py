@@ -17,8 +17,9 @@ from coach import config
 from coach.errors import ConfigurationError
 from coach.providers import Pool, ProviderError, open_pool, open_provider
 
+from .asking import Student, streams
 from .peer import Exchange, Peer, serve_tls
-from .test_anthropic import CANCEL, PROMPT, START, Student, delta, end, streams
+from .test_anthropic import CANCEL, PROMPT, START, delta, end
 
 pytestmark = pytest.mark.real_time
 
