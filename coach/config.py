@@ -159,8 +159,17 @@ class Pool(Section, frozen=True, kw_only=True):
     streams_per_connection_max: Count = 1_000
     """Ceiling on what the peer's SETTINGS allow."""
     connections_max: Count = 32
-    """Per origin."""
-    idle_ping_s: Seconds = 5.0
+    """Per origin. Over HTTP/1.1 a connection carries one request at a time."""
+    keep_warm: bool = True
+    """Keep a connection to every configured provider, asked or not."""
+    room_percent: Percent = 25
+    """Share of an origin's streams to keep free: below it a connection is opened ahead of need."""
+    age_s_max: Seconds = 3_600.0
+    """After which another connection takes the place of one; up to a fifth earlier, by chance."""
+    idle_ping_s: Seconds = 2.0
+    """Silence after which a connection is pinged."""
+    pong_s_max: Seconds = 2.5
+    """Silence after that, after which it is lost: with the above, a dead peer is known in 4.5 s."""
     response_head_s_max: Seconds = 30.0
     stall_s_max: Seconds = 20.0
     """Silence within an answer after which it is given up."""

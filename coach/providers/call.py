@@ -18,7 +18,7 @@ from .exchange import Header, Receiver, ReceiverFailed, StreamError, StreamReque
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .http2 import Http2Stream
+    from .stream import HttpStream
 
 
 class Line(Protocol):
@@ -43,13 +43,15 @@ class Call:
         self.active_at = 0.0
         self.responded = False
         """The head of the response was there."""
+        self.http_version = b""
+        """Of the connection that it was sent on, as httpx names it."""
         self.on_data: Callable[[bytes], None] = receiver.on_data
         self._receiver = receiver
         self._line = line
         self._wait_s = wait_s
         self._waits_until = inf  # while it stands in the line
         self._connection: Connection | None = None
-        self._stream: Http2Stream | None = None
+        self._stream: HttpStream | None = None
         self._repeated = False  # sent for the second time, which is the last
         self._ended = False
         self._error: Exception | None = None
@@ -122,10 +124,11 @@ class Call:
         self._waits_until = trio.current_time() + self._wait_s
         self._line.enter(self, first=first)
 
-    def sent(self, connection: Connection, stream: Http2Stream) -> None:
+    def sent(self, connection: Connection, stream: HttpStream) -> None:
         """The request is on its way."""
         self.active_at = trio.current_time()
         self._connection, self._stream = connection, stream
+        self.http_version = connection.http.version
         self._waits_until = inf
         self.notify()
 

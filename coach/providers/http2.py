@@ -13,7 +13,12 @@ as soon as it has come, and to its stream as soon as its receiver has it. What i
 in steps of CREDIT_STEP: window + owed is always CONNECTION_WINDOW, or (with what the receiver
 holds) STREAM_WINDOW.
 
-Memory: the unfinished frame (16 KiB), `h2`'s tables, and the request bodies still to be sent. A
+Patience. A frame that brings no data costs some, as does DATA without a byte; time, requests and
+what is sent of their bodies bring it back. A peer that has used it up is cut off: nothing it may
+send keeps this side busy for long (RFC 9113 section 10.5).
+
+Memory: the unfinished frame (16 KiB), the unfinished header block (HEADER_BLOCK_BYTES_MAX), `h2`'s
+tables (a header table of HEADER_TABLE_BYTES each way), and the request bodies still to be sent. A
 receiver that keeps its bytes bounds them by `hold`: STREAM_WINDOW at most.
 
 Source: RFC 9113.
@@ -23,7 +28,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, final
+from math import inf
+from typing import Any, Final, final
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -40,13 +46,23 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamInputs
 
-from .exchange import Header, StreamError
+from .exchange import Header
+from .stream import STREAM_WINDOW, ConnectionFailed, Handler, HttpStream, loss, unprocessed
 
 CONNECTION_WINDOW: Final = 2**30
-STREAM_WINDOW: Final = 2**24
 CREDIT_STEP: Final = 2**20
 FRAME_BYTES_MAX: Final = 16_384
 HEADER_LIST_BYTES_MAX: Final = 65_536
+HEADER_BLOCK_BYTES_MAX: Final = 2 * HEADER_LIST_BYTES_MAX
+"""Of a header block as it is sent: HPACK as a rule makes it smaller than the list."""
+HEADER_TABLE_BYTES: Final = 4_096
+"""Of ours, whatever the peer allows: hpack searches it from end to end for each header."""
+PATIENCE: Final = 10_000
+PATIENCE_PER_S: Final = 1_000
+PATIENCE_PER_REQUEST: Final = 8
+"""For what a request or a frame of its body may bring in answers: heads, trailers, credit, RST."""
+_SETTINGS_PRICE: Final = 10  # each is a walk through all streams
+_LOW_WINDOW: Final = STREAM_WINDOW - CREDIT_STEP
 _INITIAL_WINDOW: Final = 65_535
 _STREAM_ID_MAX: Final = 2**31 - 1
 
@@ -59,66 +75,38 @@ _GOAWAY_BYTES_MIN: Final = 8
 _LENGTH_DIGITS_MAX: Final = 18
 
 
-class ConnectionFailed(Exception):
-    """The peer broke the protocol; GOAWAY is in the output, and nothing else will ever be."""
-
-
-class Handler(Protocol):
-    """Who a stream belongs to. `on_head` and `on_data` may raise: the stream is reset then."""
-
-    active_at: float
-    """When something last came, by the clock of whoever calls `receive`."""
-    on_data: Callable[[bytes], None]
-
-    def on_head(self, status: int, headers: Sequence[Header]) -> None:
-        """The response begins."""
-
-    def on_closed(self, error: Exception | None) -> None:
-        """The last call: the response is whole, or why it never will be."""
-
-
 @final
-class Http2Stream:
+class Http2Stream(HttpStream):
     """A stream that is not closed; only its connection changes it."""
 
-    __slots__ = (
-        "awaited",
-        "bodiless",
-        "body",
-        "handler",
-        "hold",
-        "id",
-        "owed",
-        "pending",
-        "received",
-        "responded",
-        "sent",
-        "window",
-    )
+    __slots__ = ("awaited", "bodiless", "body", "held", "pending", "received", "sent")
 
     def __init__(
         self, stream_id: int, handler: Handler, body: bytes, *, hold: bool, bodiless: bool
     ) -> None:
-        self.id = stream_id
-        self.handler = handler
+        super().__init__(stream_id, handler, hold=hold)
         self.body = body
         self.sent = 0  # of the body
         self.bodiless = bodiless  # the answer to HEAD: its content-length announces nothing
-        self.responded = False  # the head of the response was there
         self.awaited: int | None = None  # the response's content-length
         self.received = 0  # bytes of its body
         self.pending: list[bytes] = []  # came in this wake-up, not yet handed on
-        self.owed = 0  # see "Inbound windows"
-        self.window = STREAM_WINDOW  # what the peer may send before it gets more credit
-        self.hold = hold  # the handler says with `consumed` when it is done with bytes
+        self.held = 0  # with a handler that has `hold` set
+
+    @property
+    def owed(self) -> int:
+        """See "Inbound windows"."""
+        return STREAM_WINDOW - self.window - self.held
 
 
 @final
 class Http2Connection:
-    """Bytes in, calls of handlers and bytes out.
+    """An `HttpConnection`."""
 
-    Handlers are called within `receive`, `abandon` and `reset`, and may call `open` and `reset`.
-    """
+    version = b"HTTP/2"
+    multiplexed = True
+    paused = False
+    idle_s_max = inf
 
     def __init__(self) -> None:
         self._h2 = H2Connection(
@@ -135,6 +123,8 @@ class Http2Connection:
         """The peer's SETTINGS are known."""
         self.draining = False
         """No stream can be opened any more: GOAWAY, or the last id is used."""
+        self.streams_max = 0
+        """How many streams the peer allows at once; 0 while none may be opened."""
         self.failed = False
         self.resets_sent = 0
         self.owed = 0
@@ -143,6 +133,9 @@ class Http2Connection:
         self._output = bytearray()  # frames made here; `h2` keeps its own
         self._rest = b""  # of the last frame
         self._in_headers = False  # a header block is unfinished: only CONTINUATION may come
+        self._block_bytes = 0  # of that block
+        self._patience = PATIENCE
+        self._patient_since = inf  # when it was last brought back by time
         self._on_event: dict[type[Event], Callable[[Any, float], None]] = {
             ResponseReceived: self._on_response,
             StreamEnded: self._on_stream_ended,
@@ -152,13 +145,6 @@ class Http2Connection:
         }
 
     # -- what is sent --------------------------------------------------------------------------
-
-    @property
-    def streams_max(self) -> int:
-        """How many streams the peer allows at once; 0 once nothing may be opened."""
-        if self.draining or self.failed or not self.ready:
-            return 0
-        return self._h2.remote_settings.max_concurrent_streams
 
     def begin(self) -> None:
         """Send the preface: our SETTINGS, and the connection's window."""
@@ -189,25 +175,29 @@ class Http2Connection:
         bodiless = (b":method", b"HEAD") in headers
         stream = Http2Stream(stream_id, handler, body, hold=hold, bodiless=bodiless)
         self.streams[stream_id] = stream
+        self._calm()
         if body:
             self._uploads[stream_id] = stream
             self._upload(stream)
         if stream_id + 2 > _STREAM_ID_MAX:
-            self.draining = True
+            self._drain()
         return stream
 
-    def reset(self, stream: Http2Stream, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
+    def reset(self, stream: HttpStream, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
         """Send RST_STREAM; nothing more reaches the handler. A closed stream stays as it is."""
-        if self.streams.get(stream.id) is not stream:
+        own = self.streams.get(stream.id)
+        if own is not stream:
             return
-        self._forget(stream)
+        self._forget(own)
         if not self.failed:
-            self._send_reset(stream, code)
+            self._send_reset(own, code)
 
-    def consumed(self, stream: Http2Stream, size: int) -> None:
+    def consumed(self, stream: HttpStream, size: int) -> None:
         """The handler of a stream that has `hold` set is done with so many bytes."""
-        stream.owed += size
-        self._settle(stream)
+        own = self.streams.get(stream.id)
+        if own is stream:
+            own.held -= size
+            self._settle(own)
 
     def ping(self) -> None:
         """Send PING; its answer needs no attention: any byte that comes shows life."""
@@ -217,7 +207,7 @@ class Http2Connection:
     def end(self) -> None:
         """Send GOAWAY: whatever is open is given up."""
         if not self.failed:
-            self.failed = True
+            self._fail()
             self._h2.close_connection()
 
     def take_output(self) -> bytes:
@@ -260,11 +250,14 @@ class Http2Connection:
             self.owed = 0
         return bool(touched)
 
+    def receive_end(self, now: float) -> None:
+        """Nothing more will come; HTTP/2 has no answers that end this way."""
+
     def abandon(self, reason: str) -> None:
         """The connection is gone: tell every handler."""
-        self.failed = True
+        self._fail()
         for stream in list(self.streams.values()):
-            self._close(stream, _loss(stream, reason))
+            self._close(stream, loss(stream, reason))
 
     def _parse(self, data: bytes, touched: list[Http2Stream], now: float) -> int:
         """Take every whole frame; returns where the first unfinished one begins."""
@@ -284,17 +277,22 @@ class Http2Connection:
                 continue
             begin, at = at + _HEAD_BYTES, end
             self.owed += length
-            stream = find(stream_id & _STREAM_ID_MAX)
+            stream = find(stream_id) or self._stream_of_data(stream_id)
             if stream is None:
-                self._check_was_open(stream_id & _STREAM_ID_MAX)
                 continue
             if flags & _PADDED:
                 end = self._without_padding(data, begin, end)
                 begin += 1
-            if length and self._take_data(stream, length, end - begin) and end > begin:
+            stream.window -= length
+            if end > begin and stream.responded and stream.window >= 0:
+                stream.received += end - begin
+                if stream.hold:
+                    stream.held += end - begin
                 if not stream.pending:
                     touched.append(stream)
                 stream.pending.append(data[begin:end])
+            else:
+                self._odd_data(stream, length, flags, now)
             if flags & _END_STREAM and stream.id in self.streams:
                 self._h2.streams[stream.id].state_machine.process_input(
                     StreamInputs.RECV_END_STREAM
@@ -302,18 +300,22 @@ class Http2Connection:
                 self._ended(stream, now)
         return at
 
-    def _take_data(self, stream: Http2Stream, length: int, size: int) -> bool:
-        """Count DATA in; False where it cost its stream the life."""
-        stream.received += size
-        stream.window -= length
-        stream.owed += length if not stream.hold else length - size
-        if not stream.responded:
-            self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "DATA before the head of the response")
-        elif stream.window < 0:
-            self._fail(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than the window")
-        else:
-            return True
-        return False
+    def _odd_data(self, stream: Http2Stream, length: int, flags: int, now: float) -> None:
+        """DATA that has nothing in it, or costs its stream the life."""
+        if stream.window < 0:
+            self._lose(stream, ErrorCodes.FLOW_CONTROL_ERROR, "more DATA than the window")
+        elif length and not stream.responded:
+            self._lose(stream, ErrorCodes.PROTOCOL_ERROR, "DATA before the head of the response")
+        elif not flags & _END_STREAM:
+            self._spend(1, now)
+
+    def _stream_of_data(self, stream_id: int) -> Http2Stream | None:
+        """Whose DATA it is, where that is not plain to see; None: nobody's any more."""
+        stream_id &= _STREAM_ID_MAX  # the highest bit means nothing
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_was_open(stream_id)
+        return stream
 
     def _check_was_open(self, stream_id: int) -> None:
         """DATA may still come for a stream that was reset here, for an idle one never."""
@@ -337,7 +339,7 @@ class Http2Connection:
         except Exception as error:
             self._raised(stream, error)
             return
-        if stream.owed >= CREDIT_STEP:
+        if stream.window <= _LOW_WINDOW and stream.id in self.streams:
             self._settle(stream)
 
     def _ended(self, stream: Http2Stream, now: float) -> None:
@@ -347,29 +349,31 @@ class Http2Connection:
         if stream.id not in self.streams:
             return  # its handler raised, or reset it
         if not stream.responded:
-            self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "a response without a head")
+            self._lose(stream, ErrorCodes.PROTOCOL_ERROR, "a response without a head")
             return
         if stream.id in self._uploads:  # answered without having heard all of the request
             self._send_reset(stream, ErrorCodes.CANCEL)
         short = stream.awaited is not None and stream.awaited != stream.received
-        self._close(
-            stream, _loss(stream, "its length is not its content-length") if short else None
-        )
+        self._close(stream, loss(stream, "its length is not its content-length") if short else None)
 
     # -- control frames ------------------------------------------------------------------------
 
     def _control(self, kind: int, flags: int, frame: bytes, now: float) -> None:
         if not self.ready and (kind != _SETTINGS or flags & _ACK):
             raise self._violated(ErrorCodes.PROTOCOL_ERROR, "SETTINGS must come first")
+        self._spend(_SETTINGS_PRICE if kind == _SETTINGS else 1, now)
         if kind == _GOAWAY and not self._in_headers:
             self._on_goaway(frame)
             return
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             self._in_headers = not flags & _END_HEADERS
+            self._block_bytes = len(frame) + (self._block_bytes if kind == _CONTINUATION else 0)
+            if self._block_bytes > HEADER_BLOCK_BYTES_MAX:
+                raise self._violated(ErrorCodes.ENHANCE_YOUR_CALM, "headers without an end")
         try:
             events = self._h2.receive_data(frame)
         except ProtocolError as error:
-            self.failed = True  # h2 has written GOAWAY
+            self._fail()  # h2 has written GOAWAY
             raise ConnectionFailed(str(error)) from error
         for event in events:
             act = self._on_event.get(type(event))
@@ -384,11 +388,11 @@ class Http2Connection:
         fields = dict(headers)
         status, length = fields.get(b":status", b""), fields.get(b"content-length")
         if not (len(status) == 3 and status.isdigit()):
-            self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "a response without a status")
+            self._lose(stream, ErrorCodes.PROTOCOL_ERROR, "a response without a status")
             return
         if length is not None and not stream.bodiless and status not in (b"204", b"304"):
             if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
-                self._fail(stream, ErrorCodes.PROTOCOL_ERROR, "content-length is not a number")
+                self._lose(stream, ErrorCodes.PROTOCOL_ERROR, "content-length is not a number")
                 return
             stream.awaited = int(length)
         stream.responded = True
@@ -414,20 +418,29 @@ class Http2Connection:
         if stream.id not in self.streams:
             return
         if event.error_code == ErrorCodes.REFUSED_STREAM and not stream.responded:
-            self._close(stream, _unprocessed("the provider refused the stream"))
+            self._close(stream, unprocessed("the provider refused the stream"))
         else:
             code = event.error_code
             name = code.name if isinstance(code, ErrorCodes) else str(code)
-            self._close(stream, _loss(stream, f"the provider reset the stream ({name})"))
+            self._close(stream, loss(stream, f"the provider reset the stream ({name})"))
 
     def _on_settings(self, event: RemoteSettingsChanged, now: float) -> None:
-        del event, now
-        self.ready = True
+        del event
+        h2 = self._h2
+        if not self.ready:
+            self.ready, self._patient_since = True, now
+        if not self.draining:
+            self.streams_max = h2.remote_settings.max_concurrent_streams
+        if h2.encoder.header_table_size > HEADER_TABLE_BYTES:
+            h2.encoder.header_table_size = HEADER_TABLE_BYTES
         self._upload_all()
 
     def _on_window(self, event: WindowUpdated, now: float) -> None:
-        del event, now
-        self._upload_all()
+        del now
+        if not event.stream_id:
+            self._upload_all()
+        elif event.stream_id in self._uploads:
+            self._upload(self._uploads[event.stream_id])
 
     def _on_goaway(self, frame: bytes) -> None:
         """No more streams; those above the last id were not processed, the others go on."""
@@ -435,14 +448,37 @@ class Http2Connection:
         if len(payload) < _GOAWAY_BYTES_MIN:
             raise self._violated(ErrorCodes.FRAME_SIZE_ERROR, "GOAWAY is too short")
         last_id = int.from_bytes(payload[:4], "big") & _STREAM_ID_MAX
-        self.draining = True
+        self._drain()
         for stream in [each for each in self.streams.values() if each.id > last_id]:
-            self._close(stream, _unprocessed("the provider is closing the connection"))
+            self._close(stream, unprocessed("the provider is closing the connection"))
 
     # -- helpers -------------------------------------------------------------------------------
 
+    def _drain(self) -> None:
+        self.draining = True
+        self.streams_max = 0
+
+    def _fail(self) -> None:
+        self.failed = True
+        self.streams_max = 0
+
+    def _spend(self, price: int, now: float) -> None:
+        """See "Patience"."""
+        self._patience -= price
+        if self._patience >= 0:
+            return
+        since, self._patient_since = self._patient_since, now
+        self._patience += min(PATIENCE, int(max(0.0, now - since) * PATIENCE_PER_S))
+        if self._patience < 0:
+            raise self._violated(ErrorCodes.ENHANCE_YOUR_CALM, "too many frames without data")
+
+    def _calm(self) -> None:
+        self._patience = min(PATIENCE, self._patience + PATIENCE_PER_REQUEST)
+
     def _upload_all(self) -> None:
         for stream in list(self._uploads.values()):
+            if self._h2.outbound_flow_control_window <= 0:
+                return
             self._upload(stream)
 
     def _upload(self, stream: Http2Stream) -> None:
@@ -455,16 +491,17 @@ class Http2Connection:
                 return
             part = body[stream.sent : stream.sent + size]
             stream.sent += len(part)
+            self._calm()
             h2.send_data(stream.id, part, end_stream=stream.sent == len(body))
         del self._uploads[stream.id]
         stream.body = b""
 
     def _settle(self, stream: Http2Stream) -> None:
         """Give back what is owed to a stream, if it is worth a frame."""
-        if stream.owed >= CREDIT_STEP and stream.id in self.streams and not self.failed:
-            self._give_credit(stream.id, stream.owed)
-            stream.window += stream.owed
-            stream.owed = 0
+        owed = stream.owed
+        if owed >= CREDIT_STEP and not self.failed:
+            self._give_credit(stream.id, owed)
+            stream.window += owed
 
     def _give_credit(self, stream_id: int, size: int) -> None:
         """Send WINDOW_UPDATE; after what `h2` has written until now, such as the preface."""
@@ -476,10 +513,10 @@ class Http2Connection:
         self.reset(stream)
         stream.handler.on_closed(error)
 
-    def _fail(self, stream: Http2Stream, code: ErrorCodes, reason: str) -> None:
+    def _lose(self, stream: Http2Stream, code: ErrorCodes, reason: str) -> None:
         """The peer broke the rules of one stream."""
         self.reset(stream, code)
-        stream.handler.on_closed(_loss(stream, reason))
+        stream.handler.on_closed(loss(stream, reason))
 
     def _close(self, stream: Http2Stream, error: Exception | None) -> None:
         self._forget(stream)
@@ -499,14 +536,6 @@ class Http2Connection:
 
     def _violated(self, code: ErrorCodes, reason: str) -> ConnectionFailed:
         """End the connection with GOAWAY; the error is for raising."""
-        self.failed = True
+        self._fail()
         self._h2.close_connection(code)
         return ConnectionFailed(reason)
-
-
-def _loss(stream: Http2Stream, reason: str) -> StreamError:
-    return StreamError(reason, kind="cut" if stream.responded else "unreachable")
-
-
-def _unprocessed(reason: str) -> StreamError:
-    return StreamError(reason, kind="unreachable", unprocessed=True)

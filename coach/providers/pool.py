@@ -1,4 +1,6 @@
-"""The pool: HTTP/2 connections to providers, shared by everything that asks them.
+"""The pool: connections to providers, shared by everything that asks them.
+
+HTTP/2 wherever the peer offers it, else HTTP/1.1 with one request a connection at a time.
 
 `Pool` has two faces. `open_stream` calls a receiver from the connection's reader, with no task in
 between. As an `httpx.AsyncBaseTransport` it serves whoever wants a response object.
@@ -10,7 +12,7 @@ closed last, when these frames have left.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import final
 from urllib.parse import urlsplit
@@ -43,7 +45,7 @@ class PoolStatistics:
     handshakes: int
     """Connections made since the start."""
     resets: int
-    """Streams that were given up by RST_STREAM since the start."""
+    """Streams that were given up by RST_STREAM since the start (over HTTP/1.1 there is none)."""
 
 
 @final
@@ -63,6 +65,7 @@ class Pool(httpx.AsyncBaseTransport):
         self._on_batch = on_batch
         self._lines: dict[Origin, OriginLine] = {}
         self._handshakes = 0
+        self._retrying: set[OriginLine] = set()  # after a failure, each by one task
 
     @asynccontextmanager
     async def open_stream(
@@ -96,11 +99,11 @@ class Pool(httpx.AsyncBaseTransport):
         connections = [each for line in lines for each in line.connections]
         return PoolStatistics(
             connections=len(connections),
-            streams=sum(len(each.http2.streams) for each in connections),
+            streams=sum(len(each.http.streams) for each in connections),
             waiting=sum(line.waiting for line in lines),
             handshakes=self._handshakes,
             resets=sum(line.resets_sent for line in lines)
-            + sum(each.http2.resets_sent for each in connections),
+            + sum(each.http.resets_sent for each in connections),
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -130,8 +133,14 @@ class Pool(httpx.AsyncBaseTransport):
             receiver.status,
             headers=list(receiver.headers),
             stream=ResponseBody(call, receiver, request),
-            extensions={"http_version": b"HTTP/2"},
+            extensions={"http_version": call.http_version},
         )
+
+    def _keep_warm(self, origin: Origin) -> None:
+        """From now on there is a connection, asked for or not."""
+        line = OriginLine(origin, self._settings, self._connect_soon, warm=True)
+        self._lines[origin] = line
+        line.on_room()
 
     def _call(self, request: StreamRequest, receiver: Receiver, *, hold: bool = False) -> Call:
         line = self._lines.get(request.origin)
@@ -144,7 +153,17 @@ class Pool(httpx.AsyncBaseTransport):
         self._nursery.start_soon(self._connect, line)
 
     async def _connect(self, line: OriginLine) -> None:
-        """Connect, and serve the connection until it ends."""
+        """Connect, serve the connection until it ends, and look later if that came too soon."""
+        await self._serve(line)
+        if line in self._retrying:
+            return
+        self._retrying.add(line)
+        while trio.current_time() < line.retry_at:  # noqa: ASYNC110  it may move meanwhile
+            await trio.sleep_until(line.retry_at)
+        self._retrying.discard(line)
+        line.on_room()
+
+    async def _serve(self, line: OriginLine) -> None:
         ready_by = trio.current_time() + self._settings.connect_s_max
         wire: Wire | None = None
         reason = f"none within {self._settings.connect_s_max:g} s"
@@ -171,7 +190,9 @@ class Pool(httpx.AsyncBaseTransport):
 async def open_pool(
     settings: config.Settings, *, on_batch: Callable[[float], None] | None = None
 ) -> AsyncIterator[Pool]:
-    """Open the pool; connections are made when they are needed.
+    """Open the pool; it begins to connect to every configured provider, and waits for none.
+
+    Further connections are made before they are needed, and for other origins when they are.
 
     Args:
       settings: the pool's limits, and whom to trust at the providers' addresses.
@@ -189,19 +210,26 @@ async def open_pool(
             contexts[origin] = client_context(None)
         return await dial_tls(origin, contexts[origin])
 
-    async with open_pool_with(settings.pool, dial, on_batch=on_batch) as pool:
+    warm = list(contexts) if settings.pool.keep_warm else []
+    async with open_pool_with(settings.pool, dial, on_batch=on_batch, warm=warm) as pool:
         yield pool
 
 
 @asynccontextmanager
 async def open_pool_with(
-    settings: config.Pool, dial: Dial, *, on_batch: Callable[[float], None] | None = None
+    settings: config.Pool,
+    dial: Dial,
+    *,
+    on_batch: Callable[[float], None] | None = None,
+    warm: Iterable[Origin] = (),
 ) -> AsyncIterator[Pool]:
     """Open a pool over connections of another kind, as tests do."""
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         pool = Pool(settings, nursery, dial, on_batch)
         try:
+            for origin in warm:
+                pool._keep_warm(origin)  # noqa: SLF001  made here
             yield pool
         except BaseException as error:  # noqa: ASYNC103  raised below
             failure = error

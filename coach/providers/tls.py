@@ -7,6 +7,7 @@ each. Here the socket is read once, and everything in what came is decrypted at 
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, final
@@ -18,7 +19,8 @@ from .exchange import Origin
 READ_BYTES: Final = 262_144
 _RECORD_BYTES: Final = 16_384
 """The most that one TLS record holds (RFC 8446 section 5.1)."""
-_PROTOCOL: Final = "h2"
+_PROTOCOLS: Final = ["h2", "http/1.1"]
+DEAD_PEER_S: Final = 5
 
 
 class Wire(Protocol):
@@ -26,6 +28,8 @@ class Wire(Protocol):
 
     arrived_at: float
     """When the bytes that `receive` returned last were read from the socket."""
+    http1: bool
+    """The peer speaks HTTP/1.1 and no HTTP/2."""
 
     async def receive(self) -> bytes:
         """Wait for bytes; all that has come, or none at the end. A checkpoint.
@@ -59,25 +63,54 @@ def client_context(ca_file: str | None) -> ssl.SSLContext:
       OSError: it cannot be read; ssl.SSLError, an OSError too: it is not PEM.
     """
     context = ssl.create_default_context(cafile=ca_file)
-    context.set_alpn_protocols([_PROTOCOL])
+    context.set_alpn_protocols(_PROTOCOLS)
     return context
 
 
 async def dial_tls(origin: Origin, context: ssl.SSLContext) -> Wire:
-    """Connect, shake hands, and check that the peer speaks HTTP/2.
+    """Connect, shake hands, and learn which HTTP the peer speaks.
 
     Raises:
-      OSError: no connection, a certificate that is not trusted, or another protocol.
+      OSError: no connection, no TLS, or a certificate that is not trusted; it says which.
       trio.BrokenResourceError: the peer went away.
     """
     stream = await trio.open_tcp_stream(origin.host, origin.port)
     wire = TlsWire(stream, context, origin.host)
     try:
         await wire.handshake()
+    except ssl.SSLError as error:
+        await trio.aclose_forcefully(stream)
+        raise ConnectionRefusedError(_in_words(error)) from error
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+    if wire.http1:
+        find_dead_peer(stream)
     return wire
+
+
+def find_dead_peer(stream: trio.SocketStream) -> None:
+    """Let the kernel find out within DEAD_PEER_S that the peer is gone, where nothing is pinged."""
+    options = [(socket.SOL_SOCKET, "SO_KEEPALIVE", 1)]
+    tcp = socket.IPPROTO_TCP
+    options += [(tcp, "TCP_KEEPIDLE", 2), (tcp, "TCP_KEEPINTVL", 1), (tcp, "TCP_KEEPCNT", 3)]
+    options += [(tcp, "TCP_USER_TIMEOUT", DEAD_PEER_S * 1_000)]
+    for level, name, value in options:
+        option = getattr(socket, name, None)  # not every system has them all
+        if option is not None:
+            stream.setsockopt(level, option, value)
+
+
+def _in_words(error: ssl.SSLError) -> str:
+    """What an operator can act on."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    reason = (error.reason or "").lower().replace("_", " ")
+    if reason in ("wrong version number", "record layer failure", "http request"):
+        return "what answers there does not speak TLS"
+    if "alert" in reason:
+        return f"it refused the TLS handshake: {reason}"
+    return f"the TLS handshake failed: {reason or error}"
 
 
 @final
@@ -86,6 +119,7 @@ class TlsWire:
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, host: str) -> None:
         self.arrived_at = 0.0
+        self.http1 = False
         self._stream = stream
         self._fd = stream.socket.fileno()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -112,8 +146,8 @@ class TlsWire:
                 if not data:
                     raise ConnectionResetError("the connection ended in the TLS handshake")
                 self._incoming.write(data)
-        if self._tls.selected_alpn_protocol() != _PROTOCOL:
-            raise ConnectionRefusedError("the peer does not speak HTTP/2")
+        # who answers nothing at all to ALPN does not know it, and so no HTTP/2 either
+        self.http1 = self._tls.selected_alpn_protocol() != "h2"
 
     async def receive(self) -> bytes:
         """Wait for bytes; see `Wire`."""

@@ -208,6 +208,7 @@ class PlainWire:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.arrived_at = 0.0
+        self.http1 = False
         self.stream = stream
 
     async def receive(self) -> bytes:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from coach.providers import http2
 from coach.providers.exchange import Header, StreamError
-from coach.providers.http2 import ConnectionFailed, Http2Connection, Http2Stream
+from coach.providers.http2 import Http2Connection, Http2Stream
+from coach.providers.stream import STREAM_WINDOW, ConnectionFailed
 
 REQUEST: list[Header] = [
     (b":method", b"POST"),
@@ -242,7 +243,7 @@ def test_windows_are_given_back_padding_included() -> None:
         pair.to_client()
         pair.to_server()
     window = pair.server.local_flow_control_window(1)
-    assert window >= http2.STREAM_WINDOW - http2.CREDIT_STEP - 2**15
+    assert window >= STREAM_WINDOW - http2.CREDIT_STEP - 2**15
 
 
 def test_whoever_holds_its_bytes_is_sent_no_more_than_a_window() -> None:
@@ -256,10 +257,10 @@ def test_whoever_holds_its_bytes_is_sent_no_more_than_a_window() -> None:
         sent += min(room, 16_384)
         pair.to_client()
         pair.to_server()
-    assert sent == http2.STREAM_WINDOW
+    assert sent == STREAM_WINDOW
     pair.client.consumed(stream, sent)
     pair.to_server()
-    assert pair.server.local_flow_control_window(1) == http2.STREAM_WINDOW
+    assert pair.server.local_flow_control_window(1) == STREAM_WINDOW
 
 
 def test_data_for_streams_that_were_reset_is_counted_and_dropped() -> None:

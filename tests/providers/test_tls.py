@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
 import httpx
+import msgspec
 import pytest
 import trio
 import trustme
@@ -113,26 +116,61 @@ async def test_large_bodies_pass_both_ways(tmp_path: Path) -> None:
         assert (await client.post(world.url, content=body)).content == body
 
 
-@pytest.mark.parametrize("fault", ["not trusted", "no h2", "nobody there"])
-async def test_where_no_connection_comes_the_reason_is_told(tmp_path: Path, fault: str) -> None:
-    protocols = ("http/1.1",) if fault == "no h2" else ("h2",)
-    async with open_world(
-        Peer(streams()), tmp_path, trusted=fault != "not trusted", protocols=protocols
-    ) as world:
-        (settings,) = world.settings.provider
-        if fault == "nobody there":
-            settings = config.Provider(
-                name="claude", base_url="https://127.0.0.1:9", model="m", api_key="k"
-            )
-        with pytest.raises(ProviderError) as caught:
-            await open_provider(settings, world.pool).stream(PROMPT, Student())
-        assert caught.value.kind == "unreachable"
-        expected = {
-            "not trusted": "certificate",
-            "no h2": "HTTP/2",
-            "nobody there": "127.0.0.1",
-        }
-        assert expected[fault] in str(caught.value)
+async def why_nothing_comes(settings: config.Provider, pool: Pool) -> str:
+    with pytest.raises(ProviderError) as caught:
+        await open_provider(settings, pool).stream(PROMPT, Student())
+    assert caught.value.kind == "unreachable"
+    return str(caught.value)
+
+
+def provider_at(port: int) -> config.Provider:
+    url = f"https://127.0.0.1:{port}"
+    return config.Provider(name="claude", base_url=url, model="m", api_key="k")
+
+
+async def test_a_certificate_that_is_not_trusted_is_told(tmp_path: Path) -> None:
+    async with open_world(Peer(streams()), tmp_path, trusted=False) as world:
+        reason = await why_nothing_comes(world.settings.provider[0], world.pool)
+        assert "its certificate is not accepted: unable to get local issuer" in reason
+
+
+async def test_a_certificate_for_another_host_is_told(tmp_path: Path) -> None:
+    async with open_world(Peer(streams()), tmp_path) as world:
+        (trusting,) = world.settings.provider
+        settings = msgspec.structs.replace(
+            trusting, base_url=trusting.base_url.replace("127.0.0.1", "localhost")
+        )
+        async with open_pool(config.Settings(provider=(settings,))) as pool:
+            reason = await why_nothing_comes(settings, pool)
+        assert "its certificate is not accepted: Hostname mismatch" in reason
+
+
+async def test_that_nobody_is_there_is_told() -> None:
+    async with open_pool(config.Settings()) as pool:
+        assert "127.0.0.1" in await why_nothing_comes(provider_at(9), pool)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there does not speak TLS"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "it refused the TLS handshake: .*protocol version"),
+        (b"", "the connection ended in the TLS handshake"),
+    ],
+    ids=["no TLS", "alert", "hung up"],
+)
+async def test_a_handshake_that_fails_is_told_in_words(answer: bytes, expected: str) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65_536)
+        await stream.send_all(answer)
+        await stream.send_eof()
+        await stream.receive_some(1)
+
+    async with trio.open_nursery() as nursery, open_pool(config.Settings()) as pool:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        assert re.search(expected, await why_nothing_comes(provider_at(port), pool))
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
