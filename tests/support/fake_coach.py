@@ -39,6 +39,8 @@ class FakeCoach:
     first_token_s: float = 0.2
     event_s: float = 0.05
     grade_s: float = 0.3
+    queue_s: float = 0.4
+    """At each position of the line."""
     queued: int = 0
     """Position announced before a turn starts; 0: none."""
     mutate: Callable[[Message], list[Message]] = lambda message: [message]
@@ -165,7 +167,7 @@ class _Session:
                     await self.send(
                         {"type": "queued", "request": request, "position": position, "eta_ms": 400}
                     )
-                    await trio.sleep(0.4)
+                    await trio.sleep(self.coach.queue_s)
             await self.send({"type": "started", "request": request, "provider": "p", "model": "m"})
             await trio.sleep(self.coach.first_token_s)
             for piece in re.findall(r"\S+\s*", feedback_on(self.drafts.get(draft, ""))):

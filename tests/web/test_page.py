@@ -79,7 +79,7 @@ async def test_a_student_writes_is_read_hands_in_and_is_graded() -> None:
             )
             until(page, lambda: coach.said("ack"))
 
-    async with open_fake_coach(FakeCoach(**BRISK)) as coach:
+    async with open_fake_coach(FakeCoach(**{**BRISK, "grade_s": 1.5})) as coach:
         await browse(act, coach.url)
     assert coach.heard[0]["type"] == "hello"
     assert [said["text"] for said in coach.said("submit")] == [ESSAY]
@@ -194,7 +194,9 @@ async def test_position_in_the_line_and_errors_are_said_kindly() -> None:
             page.wait_for_selector(".note.anchored")
             assert page.locator("#trouble").is_hidden()
 
-    async with open_fake_coach(FakeCoach(queued=2, mutate=fail_once, **BRISK)) as coach:
+    async with open_fake_coach(
+        FakeCoach(queued=2, queue_s=0.8, mutate=fail_once, **BRISK)
+    ) as coach:
         await browse(act, coach.url)
     assert len(coach.said("feedback")) == 2
 
