@@ -13,11 +13,18 @@ import msgspec
 import trio
 
 from ..errors import ConfigurationError
+from .completions import Completions
+from .dialect import Dialect
 from .faults import FAULTS, FaultName, Rule, rule_from_text
+from .messages import Messages
 from .provider import open_provider, spare_the_collector
 from .settings import Settings
 
 PORT_MAX: Final = 65_535
+PROTOCOLS: Final[dict[str, type[Messages | Completions]]] = {
+    "anthropic": Messages,
+    "openai": Completions,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     port, data_dir = options.pop("port"), Path(options.pop("data_dir"))
     faults = dict(options.pop("fault"))
+    dialect = PROTOCOLS[options.pop("protocol")]()
     given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = msgspec.convert(given, Settings, strict=False)
@@ -33,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         what, _, field = str(error).rpartition(" - at `$.")
         parser.error(f"argument --{field.rstrip('`').replace('_', '-')}: {what}")
     try:
-        trio.run(partial(_run, settings, faults, data_dir=data_dir, port=port))
+        trio.run(partial(_run, settings, faults, dialect, data_dir=data_dir, port=port))
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -41,10 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(
-    settings: Settings, faults: dict[FaultName, Rule], *, data_dir: Path, port: int
+    settings: Settings,
+    faults: dict[FaultName, Rule],
+    dialect: Dialect,
+    *,
+    data_dir: Path,
+    port: int,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_provider(settings, faults, data_dir=data_dir, port=port) as provider:
+        async with open_provider(
+            settings, faults, data_dir=data_dir, port=port, dialect=dialect
+        ) as provider:
             spare_the_collector()
             sys.stdout.write(f"ready {provider.url}\n")
             sys.stdout.flush()
@@ -74,11 +89,17 @@ def _fault(text: str) -> tuple[FaultName, Rule]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m coach.simulator",
-        description="Simulates Anthropic's Messages API over HTTP/2 and TLS on this machine.",
+        description="Simulates an AI provider over HTTP/2 and TLS on this machine.",
         epilog="faults: " + "; ".join(f"{name}: {what}" for name, what in FAULTS.items()),
     )
     parser.add_argument(
         "--port", type=_port, metavar="N", default=0, help="0 (the default): a free one"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="anthropic",
+        help="Anthropic's Messages (the default) or OpenAI's Chat Completions",
     )
     parser.add_argument("--data-dir", default=".coach", help="where simulator-ca.pem is written")
     parser.add_argument(

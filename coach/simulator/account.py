@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import random
 from collections.abc import Callable
 from typing import Final
 
 from .cache import PromptCache
+from .dialect import Dialect, Request
+from .exchange import Headers
 from .faults import FaultName, Faults, Rule
 from .pacing import Wheel
 from .quota import Quota, Shortage
@@ -19,6 +20,7 @@ _QUOTA_FIELDS: Final = (
     "requests_per_minute",
     "input_tokens_per_minute",
     "output_tokens_per_minute",
+    "tokens_per_minute",
 )
 
 
@@ -28,6 +30,7 @@ class Account:
     Args:
       settings: how the provider behaves at first.
       faults: what goes wrong at first.
+      dialect: which provider's API it is.
       clock: seconds, monotonic.
       wall: seconds since the epoch, for the reset times in headers.
     """
@@ -37,17 +40,23 @@ class Account:
         settings: Settings,
         faults: dict[FaultName, Rule],
         *,
+        dialect: Dialect,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
         self.settings = settings
+        self.dialect = dialect
         self.faults = Faults(faults)
         self.statistics = Statistics()
         self.wheel = Wheel()
-        self.cache = PromptCache(ttl_s=settings.cache_ttl_s, tokens_min=settings.cache_tokens_min)
+        self.cache = PromptCache(
+            ttl_s=settings.cache_ttl_s,
+            tokens_min=settings.cache_tokens_min,
+            lookback_blocks=dialect.lookback_blocks,
+        )
         self.rng = random.Random(settings.seed)  # noqa: S311 - a seed replays a run
         self.clock = clock
-        self._wall = wall
+        self.wall = wall
         self._quota = self._new_quota()
         self._output_unspent = 0
         # output tokens generated since the last `settle`
@@ -62,10 +71,21 @@ class Account:
         if settings.seed != before.seed:
             self.rng.seed(settings.seed)
 
-    def admit(self, input_tokens: int) -> Shortage | None:
-        """Take a request and its input from the quotas, or say what is short."""
+    def admit(self, request: Request, uncached_tokens: int) -> Shortage | None:
+        """Take a request and its tokens from the quotas, or say what is short."""
         self.settle()
-        return self._quota.admit(input_tokens, self.clock())
+        tokens = self.dialect.counted_tokens(request)
+        shortage = self._quota.admit(uncached_tokens, self.clock(), tokens=tokens)
+        if shortage is not None and self.dialect.counts_refused:
+            self._quota.spend("requests", 1, self.clock())
+        return shortage
+
+    def count_failed(self, request: Request) -> None:
+        """A request has failed without being asked for: does that count?"""
+        if self.dialect.counts_refused:
+            now = self.clock()
+            self._quota.spend("requests", 1, now)
+            self._quota.spend("tokens", self.dialect.counted_tokens(request), now)
 
     def spend_output(self, tokens: int) -> None:
         """Output has been generated."""
@@ -78,19 +98,10 @@ class Account:
             self._quota.spend_output(self._output_unspent, self.clock())
             self._output_unspent = 0
 
-    def limits_headers(self) -> list[tuple[bytes, bytes]]:
-        """`anthropic-ratelimit-*` as of now, for the limits there are."""
+    def limits_headers(self) -> Headers:
+        """What the head of an answer says of the quotas as of now."""
         self.settle()
-        headers = []
-        now, wall = self.clock(), self._wall()
-        for state in self._quota.states(now):
-            name = f"anthropic-ratelimit-{state.dimension}-".encode()
-            headers += [
-                (name + b"limit", b"%d" % state.limit),
-                (name + b"remaining", b"%d" % state.remaining),
-                (name + b"reset", _rfc3339(wall + state.full_s)),
-            ]
-        return headers
+        return self.dialect.limit_headers(self._quota.states(self.clock()), self.wall())
 
     def draw_s(self, mean_ms: float, jitter_ms: float) -> float:
         """A latency in seconds: log-normal with this mean and standard deviation."""
@@ -110,11 +121,7 @@ class Account:
                 "requests": self.settings.requests_per_minute,
                 "input-tokens": self.settings.input_tokens_per_minute,
                 "output-tokens": self.settings.output_tokens_per_minute,
+                "tokens": self.settings.tokens_per_minute,
             },
             self.clock(),
         )
-
-
-def _rfc3339(seconds: float) -> bytes:
-    at = dt.datetime.fromtimestamp(math.ceil(seconds), tz=dt.UTC)
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()

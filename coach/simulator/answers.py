@@ -12,11 +12,10 @@ from typing import Final, Literal
 
 import attrs
 
-from . import messages
+from .dialect import Request, Shape, StopReason, tokens_of
 from .faults import FaultName
 from .feedback import feedback
 from .grades import grade
-from .messages import Request, Usage
 
 MIDDLE: Final = 0.5
 """The share of an answer after which faults of the middle happen."""
@@ -30,21 +29,18 @@ class Text:
     """The model's answer, in pieces of about one word."""
 
     pieces: tuple[str, ...]
-    events: tuple[bytes, ...]
-    """One event for each piece."""
     tokens: tuple[int, ...]
     """Output tokens of each piece."""
 
 
-NOTHING: Final = Text((), (), ())
+NOTHING: Final = Text((), ())
 
 
 @attrs.frozen
 class Plan:
     """A streamed answer."""
 
-    prologue: bytes
-    """message_start, content_block_start, ping."""
+    shape: Shape
     deltas: Sequence[bytes]
     tokens: Sequence[int]
     epilogue: bytes
@@ -65,28 +61,23 @@ def compose(request: Request, fault: FaultName | None) -> Text:
 def lengthened(text: Text, events_min: int) -> Text:
     """The answer, again and again, until it has that many pieces."""
     times = max(1, -(-events_min // max(1, len(text.pieces))))
-    return Text(text.pieces * times, text.events * times, text.tokens * times)
+    return Text(text.pieces * times, text.tokens * times)
 
 
-def limited(text: Text, output_tokens_max: int) -> tuple[Text, str]:
+def limited(text: Text, output_tokens_max: int) -> tuple[Text, StopReason]:
     """The answer cut to a number of tokens, and its stop reason."""
     total = 0
     for index, tokens in enumerate(text.tokens):
         total += tokens
         if total > output_tokens_max:
-            return (
-                Text(text.pieces[:index], text.events[:index], text.tokens[:index]),
-                "max_tokens",
-            )
+            return Text(text.pieces[:index], text.tokens[:index]), "max_tokens"
     return text, "end_turn"
 
 
-def plan_stream(
-    request: Request, text: Text, usage: Usage, message_id: str, fault: FaultName | None
-) -> Plan:
+def plan_stream(request: Request, text: Text, shape: Shape, fault: FaultName | None) -> Plan:
     """Lay out a streamed answer."""
     text, stop_reason = limited(text, request.output_tokens_max)
-    deltas, tokens = list(text.events), list(text.tokens)
+    deltas, tokens = list(shape.deltas(text.pieces)), list(text.tokens)
     middle = int(len(deltas) * MIDDLE)
     ending: Break | None = None
     if fault in ("cut", "disconnect", "stall", "error_event"):
@@ -96,22 +87,15 @@ def plan_stream(
     if fault == "filtered":
         stop_reason = "refusal"
     if fault == "malformed":
-        deltas.insert(middle, messages.MALFORMED_EVENT)
+        deltas.insert(middle, shape.malformed_event)
         tokens.insert(middle, 1)
     epilogue, events = b"", 0
     if ending == "error_event":
-        epilogue, events = messages.OVERLOADED_EVENT, 1
+        epilogue, events = shape.error_event, 1
     elif ending is None and fault != "no_end":
-        epilogue, events = (
-            messages.CONTENT_BLOCK_STOP
-            + messages.message_delta_event(stop_reason, usage, max(1, sum(tokens)))
-            + messages.MESSAGE_STOP,
-            3,
-        )
+        epilogue, events = shape.epilogue(stop_reason, max(1, sum(tokens)))
     return Plan(
-        prologue=messages.message_start_event(message_id, request.model, usage)
-        + messages.CONTENT_BLOCK_START
-        + messages.PING,
+        shape=shape,
         deltas=deltas,
         tokens=tokens,
         epilogue=epilogue,
@@ -124,7 +108,7 @@ def plan_stream(
 def _pieces(text: str) -> Text:
     """Cut a text as a tokenizer would, roughly: a word with the space before it, at most 12.
 
-    Memory: the last 64 answers are kept, some 50 KB each.
+    Memory: the last 64 answers are kept, some 20 KB each.
     """
     pieces, at = [], 0
     for found in _PIECE.finditer(text):
@@ -134,6 +118,5 @@ def _pieces(text: str) -> Text:
         pieces.append(text[at:])
     return Text(
         tuple(pieces),
-        tuple(messages.delta_event(piece) for piece in pieces),
-        tuple(messages.tokens_of(piece) for piece in pieces),
+        tuple(tokens_of(piece) for piece in pieces),
     )

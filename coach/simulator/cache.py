@@ -51,9 +51,17 @@ class CachePlan:
 class PromptCache:
     """Entries by prefix hash. Memory: some 150 bytes an entry, at most `entries_max` of them."""
 
-    def __init__(self, *, ttl_s: float, tokens_min: int, entries_max: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        ttl_s: float,
+        tokens_min: int,
+        entries_max: int = 100_000,
+        lookback_blocks: int = LOOKBACK_BLOCKS,
+    ) -> None:
         self.ttl_s = ttl_s
         self.tokens_min = tokens_min
+        self._lookback_blocks = lookback_blocks
         self._entries_max = entries_max
         self._entries: dict[bytes, tuple[float, float]] = {}
         # prefix hash -> (when it dies unless read, its life in seconds); oldest use first
@@ -108,7 +116,7 @@ class PromptCache:
         self, ends: Sequence[tuple[bytes, int]], breakpoints: Sequence[int], now: float
     ) -> int | None:
         for at in reversed(breakpoints):
-            for index in range(at, max(-1, at - LOOKBACK_BLOCKS), -1):
+            for index in range(at, max(-1, at - self._lookback_blocks), -1):
                 key, tokens = ends[index]
                 if tokens < self.tokens_min:
                     break

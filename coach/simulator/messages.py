@@ -5,20 +5,33 @@ Source: Anthropic API reference, "Messages", "Streaming messages", "Errors", "St
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+import datetime as dt
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal, final
 
 import attrs
 import msgspec
 from msgspec import Meta
 
-from .cache import CacheBlock
+from .cache import LOOKBACK_BLOCKS, CacheBlock
+from .dialect import (
+    MODEL_CHARACTERS_MAX,
+    ApiError,
+    Request,
+    StopReason,
+    Usage,
+    decode,
+    tokens_of,
+)
+from .exchange import Headers
+from .faults import RETRY_AFTER_S, FaultName
+from .quota import QuotaState, Shortage
 
 BREAKPOINTS_MAX: Final = 4
-CHARACTERS_PER_TOKEN: Final = 4.0
-MODEL_CHARACTERS_MAX: Final = 256
 
 Lifetime = Literal["5m", "1h"]
-T = TypeVar("T")
 
 
 class CacheControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,71 +98,126 @@ class CountBody(msgspec.Struct, frozen=True):
     system: str | list[TextBlock] = ""
 
 
-@attrs.frozen
-class Request:
-    """A request that is well formed."""
-
-    model: str
-    blocks: tuple[CacheBlock, ...]
-    """The prompt in order: system, then messages."""
-    system: str
-    """Text of the system prompt."""
-    last_user: str
-    """Text of the last user message."""
-    output_tokens_max: int
-    stream: bool
-    schema: dict[str, Any] | None
-
-    @property
-    def input_tokens(self) -> int:
-        """The whole prompt, cached or not."""
-        return sum(block.tokens for block in self.blocks)
+_REFUSALS: Final[dict[FaultName, tuple[int, str, str]]] = {
+    "rate_limited": (
+        429,
+        "rate_limit_error",
+        "This request would exceed your account's rate limit. Please try again later.",
+    ),
+    "spend_limit": (
+        429,
+        "rate_limit_error",
+        "You have reached your specified API usage limits.",
+    ),
+    "server_error": (500, "api_error", "Internal server error"),
+    "overloaded": (529, "overloaded_error", "Overloaded"),
+    "bad_parameter": (400, "invalid_request_error", "metadata: Extra inputs are not permitted"),
+}
 
 
-@attrs.frozen
-class Usage:
-    """Tokens of one answer; `input` neither read from nor written to the cache."""
+@final
+class Messages:
+    """Anthropic's API; see `Dialect`."""
 
-    input: int
-    cache_write: int
-    cache_write_hour: int
-    cache_read: int
+    path = "/v1/messages"
+    pages: Mapping[str, Callable[[bytes], object]]
+    id_prefix = "msg"
+    request_id_header = b"request-id"
+    counts_refused = False
+    lookback_blocks = LOOKBACK_BLOCKS
 
-    def as_json(self, output: int) -> dict[str, object]:
-        """The `usage` of a message."""
-        return {
-            "input_tokens": self.input,
-            "cache_creation_input_tokens": self.cache_write,
-            "cache_read_input_tokens": self.cache_read,
-            "cache_creation": {
-                "ephemeral_5m_input_tokens": self.cache_write - self.cache_write_hour,
-                "ephemeral_1h_input_tokens": self.cache_write_hour,
-            },
-            "output_tokens": output,
-            "service_tier": "standard",
+    def __init__(self) -> None:
+        self.pages = {
+            "/v1/messages/count_tokens": lambda body: {"input_tokens": count_tokens(body)}
         }
 
+    def check_key(self, headers: Mapping[bytes, bytes], key: str | None) -> None:
+        """See `Dialect`."""
+        given = headers.get(b"x-api-key", b"").decode("latin-1")
+        if not given:
+            raise ApiError(401, "authentication_error", "x-api-key header is required")
+        if key not in (None, given):
+            raise ApiError(401, "authentication_error", "invalid x-api-key")
+        if b"anthropic-version" not in headers:
+            raise invalid("anthropic-version: header is required")
 
-class ApiError(Exception):
-    """A request is refused; leaves as a JSON body."""
+    def parse(self, body: bytes) -> Request:
+        """See `Dialect`."""
+        return parse_request(body)
 
-    def __init__(
-        self, status: int, kind: str, message: str, *, retry_after_s: int | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.retry_after_s = retry_after_s
+    def counted_tokens(self, request: Request) -> int:
+        """See `Dialect`: what is read and written is counted apart."""
+        return request.input_tokens
 
-    def body(self, request_id: str) -> bytes:
-        """What the client gets."""
-        return msgspec.json.encode(
-            {
-                "type": "error",
-                "error": {"type": self.kind, "message": str(self)},
-                "request_id": request_id,
-            }
+    def refusal(self, fault: FaultName) -> ApiError | None:
+        """See `Dialect`."""
+        if fault not in _REFUSALS:
+            return None
+        retry_after_s = RETRY_AFTER_S if fault == "rate_limited" else None
+        return ApiError(*_REFUSALS[fault], retry_after_s=retry_after_s)
+
+    def too_long(self, tokens: int, tokens_max: int) -> ApiError:
+        """See `Dialect`."""
+        return invalid(f"prompt is too long: {tokens} tokens > {tokens_max} maximum")
+
+    def over_quota(self, shortage: Shortage, model: str) -> ApiError:
+        """See `Dialect`."""
+        del model
+        what = shortage.dimension.replace("-", " ")
+        return ApiError(
+            429,
+            "rate_limit_error",
+            "This request would exceed your organization's rate limit of "
+            f"{shortage.limit:,} {what} per minute. Please reduce the prompt length or the "
+            "maximum tokens requested, or try again later.",
+            retry_after_s=shortage.retry_after_s,
         )
+
+    def invalid(self, message: str, status: int = 400) -> ApiError:
+        """See `Dialect`."""
+        return invalid(message, status)
+
+    def not_found(self, method: str, path: str) -> ApiError:
+        """See `Dialect`."""
+        del method
+        return ApiError(404, "not_found_error", f"Not found: {path}")
+
+    def too_large(self) -> ApiError:
+        """See `Dialect`."""
+        return ApiError(413, "request_too_large", "Request exceeds the maximum size")
+
+    def error_json(self, error: ApiError, request_id: str) -> object:
+        """See `Dialect`."""
+        body = {"type": error.kind, "message": str(error)}
+        return {"type": "error", "error": body, "request_id": request_id}
+
+    def error_headers(self, error: ApiError) -> Headers:
+        """See `Dialect`."""
+        retry = b"true" if error.status == 429 or error.status >= 500 else b"false"
+        headers = [(b"x-should-retry", retry)]
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        return headers
+
+    def limit_headers(self, states: Sequence[QuotaState], wall_s: float) -> Headers:
+        """See `Dialect`; tokens are rounded to the nearest thousand."""
+        headers = []
+        for state in states:
+            name = f"anthropic-ratelimit-{state.dimension}-".encode()
+            remaining = state.remaining
+            if state.dimension != "requests":
+                remaining = min(state.limit, round(remaining / 1_000) * 1_000)
+            headers += [
+                (name + b"limit", b"%d" % state.limit),
+                (name + b"remaining", b"%d" % remaining),
+                (name + b"reset", _rfc3339(wall_s + state.full_s)),
+            ]
+        return headers
+
+    def shape(self, request: Request, usage: Usage, message_id: str, wall_s: float) -> MessageShape:
+        """See `Dialect`."""
+        del wall_s
+        return MessageShape(request.model, usage, message_id)
 
 
 def invalid(message: str, status: int = 400) -> ApiError:
@@ -166,18 +234,13 @@ _body = msgspec.json.Decoder(Body)
 _count = msgspec.json.Decoder(CountBody)
 
 
-def tokens_of(text: str) -> int:
-    """How many tokens a text has: about one for four characters, at least one."""
-    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
-
-
 def parse_request(body: bytes) -> Request:
     """Read the body of `POST /v1/messages`.
 
     Raises:
       ApiError: 400, saying what is wrong and where.
     """
-    parsed = _decode(_body, body)
+    parsed = decode(_body, body, invalid)
     if parsed.messages[-1].role != "user":
         raise invalid(
             "This model does not support assistant message prefill. "
@@ -214,7 +277,7 @@ def count_tokens(body: bytes) -> int:
     Raises:
       ApiError: 400.
     """
-    parsed = _decode(_count, body)
+    parsed = decode(_count, body, invalid)
     return sum(block.tokens for block in _blocks(parsed.system, parsed.messages))
 
 
@@ -274,68 +337,81 @@ OVERLOADED_EVENT: Final = event(
 MALFORMED_EVENT: Final = _DELTA_HEAD + b'"and th\n\n'
 
 
-def delta_event(text: str) -> bytes:
-    """A `content_block_delta` with this text."""
-    return _DELTA_HEAD + msgspec.json.encode(text) + _DELTA_TAIL
+@final
+class MessageShape:
+    """A message, in one piece or as events; see `Shape`."""
 
+    prologue_events = 3
+    ping = PING
+    error_event = OVERLOADED_EVENT
+    malformed_event = MALFORMED_EVENT
 
-def stamped(delta: bytes, now: float) -> bytes:
-    """A delta event whose text begins with `@` and a time in seconds, then a space.
+    def __init__(self, model: str, usage: Usage, message_id: str) -> None:
+        self._model = model
+        self._usage = usage
+        self._id = message_id
+        message = {**self._message("", None, 1), "content": []}
+        start = event("message_start", {"type": "message_start", "message": message})
+        self.prologue = start + CONTENT_BLOCK_START + PING
 
-    CLOCK_MONOTONIC is the same for all processes of a host: whoever receives the text there can
-    tell how long it was under way.
-    """
-    at = len(_DELTA_HEAD) + 1
-    return b"%b@%.6f %b" % (delta[:at], now, delta[at:])
+    def deltas(self, pieces: tuple[str, ...]) -> Sequence[bytes]:
+        """See `Shape`."""
+        return _deltas(pieces)
 
+    def stamped(self, delta: bytes, now: float) -> bytes:
+        """See `Shape`."""
+        at = len(_DELTA_HEAD) + 1
+        return b"%b@%.6f %b" % (delta[:at], now, delta[at:])
 
-def message_start_event(message_id: str, model: str, usage: Usage) -> bytes:
-    """The first event of a stream."""
-    message = message_json(message_id, model, "", None, usage, output=1)
-    message["content"] = []
-    return event("message_start", {"type": "message_start", "message": message})
+    def epilogue(self, stop_reason: StopReason, output: int) -> tuple[bytes, int]:
+        """See `Shape`: the reason, and what was used, cumulatively."""
+        usage = {
+            "input_tokens": self._usage.input,
+            "cache_creation_input_tokens": self._usage.cache_write,
+            "cache_read_input_tokens": self._usage.cache_read,
+            "output_tokens": output,
+        }
+        delta = {"stop_reason": stop_reason, "stop_sequence": None}
+        data = {"type": "message_delta", "delta": delta, "usage": usage}
+        return CONTENT_BLOCK_STOP + event("message_delta", data) + MESSAGE_STOP, 3
 
+    def whole(self, text: str, stop_reason: StopReason, output: int) -> object:
+        """See `Shape`."""
+        return self._message(text, stop_reason, output)
 
-def message_delta_event(stop_reason: str, usage: Usage, output: int) -> bytes:
-    """The event that says why the answer ends and what it used, cumulatively."""
-    return event(
-        "message_delta",
-        {
-            "type": "message_delta",
-            "delta": {"stop_reason": stop_reason, "stop_sequence": None},
+    def _message(self, text: str, stop_reason: StopReason | None, output: int) -> dict[str, object]:
+        usage = self._usage
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": [{"type": "text", "text": text}],
+            "stop_reason": stop_reason,
+            "stop_sequence": None,
             "usage": {
                 "input_tokens": usage.input,
                 "cache_creation_input_tokens": usage.cache_write,
                 "cache_read_input_tokens": usage.cache_read,
+                "cache_creation": {
+                    "ephemeral_5m_input_tokens": usage.cache_write - usage.cache_write_hour,
+                    "ephemeral_1h_input_tokens": usage.cache_write_hour,
+                },
                 "output_tokens": output,
+                "service_tier": "standard",
             },
-        },
-    )
+        }
 
 
-def message_json(
-    message_id: str, model: str, text: str, stop_reason: str | None, usage: Usage, *, output: int
-) -> dict[str, object]:
-    """A whole message, as a request without `stream` is answered."""
-    return {
-        "id": message_id,
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": [{"type": "text", "text": text}],
-        "stop_reason": stop_reason,
-        "stop_sequence": None,
-        "usage": usage.as_json(output),
-    }
+@lru_cache(maxsize=64)
+def _deltas(pieces: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Encoded once for the same answer. Memory: the last 64 are kept, some 50 KB each."""
+    return tuple(_DELTA_HEAD + msgspec.json.encode(piece) + _DELTA_TAIL for piece in pieces)
 
 
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise invalid(str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"The request body is not valid JSON: {error}") from error
+def _rfc3339(seconds: float) -> bytes:
+    at = dt.datetime.fromtimestamp(math.ceil(seconds), tz=dt.UTC)
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
 
 
 def _blocks(system: str | list[TextBlock], messages: list[InputMessage]) -> list[CacheBlock]:

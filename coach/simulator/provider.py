@@ -17,9 +17,11 @@ import trio
 from ..errors import ConfigurationError
 from .account import Account
 from .authority import server_context
+from .dialect import Dialect
 from .faults import FaultName, Rule
 from .http1 import Http1Connection
 from .http2 import Http2Connection
+from .messages import Messages
 from .service import Service
 from .settings import Settings
 from .tls import Wire
@@ -132,6 +134,7 @@ async def open_provider(
     *,
     data_dir: Path,
     port: int = 0,
+    dialect: Dialect | None = None,
 ) -> AsyncIterator[Provider]:
     """Listen on the loopback interface until the block is left, which cuts every connection.
 
@@ -140,6 +143,7 @@ async def open_provider(
       faults: what goes wrong at first.
       data_dir: where the authority's certificate is written, for clients to trust.
       port: 0 for a free one.
+      dialect: which provider's API it speaks; None: Anthropic's.
 
     Raises:
       ConfigurationError: the port is taken, or the folder cannot be written; one line.
@@ -150,7 +154,13 @@ async def open_provider(
     except OSError as error:
         reason = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigurationError(f"simulator: cannot listen on port {port}: {reason}") from error
-    account = Account(settings, faults, clock=trio.current_time, wall=time.time)
+    account = Account(
+        settings,
+        faults,
+        dialect=dialect or Messages(),
+        clock=trio.current_time,
+        wall=time.time,
+    )
     provider = Provider(account, context, listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(provider.run_pacing)

@@ -3,7 +3,9 @@
 The caller has the clock: times are its seconds.
 
 Source: Anthropic, "Rate limits" (token bucket, continuously replenished; input counts uncached
-tokens and cache writes; output counts as it is generated, whatever `max_tokens` says).
+tokens and cache writes; output counts as it is generated, whatever `max_tokens` says); OpenAI,
+"Rate limits" (input and output together, by an estimate before anything is generated; requests that
+are refused count, too).
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from typing import Final, Literal
 
 import attrs
 
-Dimension = Literal["requests", "input-tokens", "output-tokens"]
-DIMENSIONS: Final[tuple[Dimension, ...]] = ("requests", "input-tokens", "output-tokens")
+Dimension = Literal["requests", "input-tokens", "output-tokens", "tokens"]
+DIMENSIONS: Final[tuple[Dimension, ...]] = ("requests", "input-tokens", "output-tokens", "tokens")
 MINUTE_S: Final = 60.0
 
 
@@ -59,6 +61,9 @@ class Shortage:
     limit: int
     retry_after_s: int
     """Whole seconds, at least 1, as the provider rounds."""
+    wait_s: float
+    """Exactly; infinite for what exceeds the limit by itself."""
+    asked: int
 
 
 @attrs.frozen
@@ -68,7 +73,6 @@ class QuotaState:
     dimension: Dimension
     limit: int
     remaining: int
-    """Tokens are rounded to the nearest thousand, as the provider does."""
     full_s: float
     """Seconds until everything has been replenished."""
 
@@ -83,25 +87,33 @@ class Quota:
             if (limit := limits.get(dimension)) is not None
         }
 
-    def admit(self, input_tokens: int, now: float) -> Shortage | None:
+    def admit(self, input_tokens: int, now: float, *, tokens: int = 0) -> Shortage | None:
         """Take one request and its input, or take nothing and say what is short.
 
-        Output is not known yet: a request is admitted while any output is left.
+        Output is not known yet: a request is admitted while any output is left. `tokens` is what
+        the request counts as where both are counted together.
         """
-        ask: dict[Dimension, float] = {
+        ask: dict[Dimension, int] = {
             "requests": 1,
             "input-tokens": input_tokens,
             "output-tokens": 1,
+            "tokens": tokens,
         }
         for dimension, bucket in self._buckets.items():
             wait = bucket.wait_s(ask[dimension], now)
             if wait > 0:
                 seconds = max(1, math.ceil(min(wait, MINUTE_S)))
-                return Shortage(dimension, bucket.limit, seconds)
+                return Shortage(dimension, bucket.limit, seconds, wait, ask[dimension])
         for dimension, bucket in self._buckets.items():
             if dimension != "output-tokens":
                 bucket.take(ask[dimension], now)
         return None
+
+    def spend(self, dimension: Dimension, amount: int, now: float) -> None:
+        """Take what is there of an amount that is not admitted, but counted."""
+        bucket = self._buckets.get(dimension)
+        if bucket is not None:
+            bucket.take(min(amount, max(0.0, bucket.level(now))), now)
 
     def spend_output(self, tokens: int, now: float) -> None:
         """Count output tokens that were generated."""
@@ -114,9 +126,6 @@ class Quota:
         states = []
         for dimension, bucket in self._buckets.items():
             level = max(0.0, bucket.level(now))
-            remaining = int(level)
-            if dimension != "requests":
-                remaining = min(bucket.limit, round(level / 1_000) * 1_000)
             full_s = (bucket.limit - level) * MINUTE_S / bucket.limit
-            states.append(QuotaState(dimension, bucket.limit, remaining, full_s))
+            states.append(QuotaState(dimension, bucket.limit, int(level), full_s))
         return states

@@ -29,6 +29,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Count | None, "quota of uncached input and cache writes; absent: unlimited"
     ] = None
     output_tokens_per_minute: Annotated[Count | None, "quota; absent: unlimited"] = None
+    tokens_per_minute: Annotated[
+        Count | None, "quota of input and output together (OpenAI's rule); absent: unlimited"
+    ] = None
     cache_ttl_s: Annotated[Amount, "life of a cached prefix after its last use"] = 300.0
     cache_tokens_min: Annotated[Count, "shortest prefix that is cached"] = 1_024
     context_tokens_max: Annotated[Count, "longest prompt"] = 200_000

@@ -17,7 +17,7 @@ class Statistics:
     """Counters since the start, unless they say otherwise."""
 
     requests: int = 0
-    """`POST /v1/messages`, however answered."""
+    """Asked of the model, however answered."""
     judge_requests: int = 0
     """Those with a JSON schema."""
     streams_open: int = 0

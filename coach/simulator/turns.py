@@ -7,13 +7,12 @@ from typing import Final
 
 import msgspec
 
-from . import messages
 from .account import Account
 from .answers import NOTHING, Plan, compose, lengthened, limited, plan_stream
 from .cache import CachePlan
+from .dialect import Request, Shape, Usage
 from .exchange import Exchange
 from .faults import LATE_S, FaultName
-from .messages import Request, Usage
 from .pacing import Timer
 
 HEAD_SHARE: Final = 0.5
@@ -68,13 +67,19 @@ class Turn(Timer):
         raise NotImplementedError
 
     def _start(self, content_type: bytes, length: int | None = None) -> None:
-        headers = [(b"content-type", content_type), (b"request-id", self.request_id.encode())]
+        id_header = self.account.dialect.request_id_header
+        headers = [(b"content-type", content_type), (id_header, self.request_id.encode())]
         if length is None:
             headers.append((b"cache-control", b"no-cache"))
         else:
             headers.append((b"content-length", b"%d" % length))
         self.exchange.start(200, [*headers, *self.account.limits_headers()])
         self.account.cache.commit(self.cache_plan, self.account.clock())
+
+    def _shape(self) -> Shape:
+        dialect = self.account.dialect
+        message_id = self.account.new_id(dialect.id_prefix)
+        return dialect.shape(self.request, self.usage, message_id, self.account.wall())
 
     def _finished(self) -> None:
         self.exchange.work = None
@@ -119,7 +124,7 @@ class StreamedTurn(Turn):
         begun = index
         while index < len(deltas) and due <= now:
             delta = deltas[index]
-            self.exchange.write(messages.stamped(delta, time.monotonic()) if stamp else delta)
+            self.exchange.write(plan.shape.stamped(delta, time.monotonic()) if stamp else delta)
             self.account.spend_output(tokens[index])
             due += self._interval
             if index == 0:
@@ -139,14 +144,12 @@ class StreamedTurn(Turn):
             text = compose(self.request, self.fault)
             if self.request.schema is None:
                 text = lengthened(text, self.account.settings.feedback_events_min)
-            message_id = self.account.new_id("msg")
-            plan = plan_stream(self.request, text, self.usage, message_id, self.fault)
-            self._plan = plan
+            self._plan = plan = plan_stream(self.request, text, self._shape(), self.fault)
             self._start(b"text/event-stream; charset=utf-8")
-            self.exchange.write(plan.prologue)
-            self.account.statistics.events_sent += 3
+            self.exchange.write(plan.shape.prologue)
+            self.account.statistics.events_sent += plan.shape.prologue_events
         else:
-            self.exchange.write(messages.PING)
+            self.exchange.write(self._plan.shape.ping)
             self.account.statistics.events_sent += 1
         self.account.wheel.schedule(self, min(self._first, now + PING_S))
 
@@ -175,14 +178,7 @@ class WholeTurn(Turn):
             text, stop_reason = NOTHING, "refusal"
         self._output_tokens = max(1, sum(text.tokens))
         self._body = msgspec.json.encode(
-            messages.message_json(
-                account.new_id("msg"),
-                request.model,
-                "".join(text.pieces),
-                stop_reason,
-                self.usage,
-                output=self._output_tokens,
-            )
+            self._shape().whole("".join(text.pieces), stop_reason, self._output_tokens)
         )
         if self.fault == "malformed":
             self._body = self._body[: len(self._body) // 2]

@@ -13,13 +13,20 @@ import httpx
 
 from coach.simulator.account import Account
 from coach.simulator.authority import CA_NAME
+from coach.simulator.dialect import Dialect
 from coach.simulator.exchange import Work
 from coach.simulator.faults import FaultName, Rule
+from coach.simulator.messages import Messages
 from coach.simulator.provider import Provider
 from coach.simulator.service import Service
 from coach.simulator.settings import Settings
 
-HEADERS = {b"x-api-key": b"test", b"anthropic-version": b"2023-06-01"}
+HEADERS = {
+    b"x-api-key": b"test",
+    b"anthropic-version": b"2023-06-01",
+    b"authorization": b"Bearer test",
+}
+"""For both protocols."""
 EXACT: dict[str, Any] = {"ttft_ms": 200.0, "ttft_jitter_ms": 0, "judge_jitter_ms": 0}
 """Latencies without chance."""
 SCHEMA = {
@@ -114,11 +121,18 @@ class FakeExchange:
 class Bench:
     """A service, and time."""
 
-    def __init__(self, faults: dict[FaultName, Rule] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        faults: dict[FaultName, Rule] | None = None,
+        *,
+        dialect: Dialect | None = None,
+        **settings: Any,
+    ) -> None:
         self.now = 1_000.0
         self.account = Account(
             Settings(**{**EXACT, **settings}),
             faults or {},
+            dialect=dialect or Messages(),
             clock=lambda: self.now,
             wall=lambda: WALL_S + self.now,
         )
@@ -130,7 +144,7 @@ class Bench:
         body: dict[str, Any] | bytes | None = None,
         *,
         method: str = "POST",
-        path: str = "/v1/messages",
+        path: str | None = None,
         headers: dict[bytes, bytes] = HEADERS,
         too_large: bool = False,
     ) -> FakeExchange:
@@ -138,7 +152,7 @@ class Bench:
         body = question() if body is None else body
         exchange = FakeExchange(
             method=method.encode(),
-            path=path.encode(),
+            path=(path or self.account.dialect.path).encode(),
             headers=dict(headers),
             body=body if isinstance(body, bytes) else json.dumps(body).encode(),
             too_large=too_large,

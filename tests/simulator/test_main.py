@@ -32,6 +32,7 @@ from coach.simulator.settings import Settings
         ("--events-per-s 0", "--events-per-s"),
         ("--requests-per-minute 0", "--requests-per-minute"),
         ("--stamp perhaps", "--stamp"),
+        ("--protocol gemini", "--protocol"),
         ("--surprise", "--surprise"),
     ],
 )
@@ -77,11 +78,18 @@ def test_help_names_every_setting_and_every_fault(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.real_time
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("sign", "protocol", "path"),
+    [
+        (signal.SIGTERM, "anthropic", "/v1/messages"),
+        (signal.SIGINT, "openai", "/v1/chat/completions"),
+    ],
+)
 def test_a_simulator_says_where_it_is_and_ends_when_told(
-    tmp_path: Path, sign: signal.Signals
+    tmp_path: Path, sign: signal.Signals, protocol: str, path: str
 ) -> None:
     command = [sys.executable, "-m", "coach.simulator", "--data-dir", str(tmp_path)]
+    command += ["--protocol", protocol]
     options = ["--ttft-ms", "5", "--fault", "overloaded:1", "--requests-per-minute", "9"]
     with subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -92,6 +100,7 @@ def test_a_simulator_says_where_it_is_and_ends_when_told(
             context = ssl.create_default_context(cafile=str(tmp_path / "simulator-ca.pem"))
             with httpx.Client(http2=True, verify=context) as client:
                 stats = client.get(f"{url}/stats").json()
+                refused = client.post(f"{url}{path}", json={})
             process.send_signal(sign)
             out, err = process.communicate(timeout=10)
         finally:
@@ -99,3 +108,4 @@ def test_a_simulator_says_where_it_is_and_ends_when_told(
 
     assert (ready, process.returncode, out, err) == ("ready", 0, "", "")
     assert stats["handshakes"] == 1
+    assert refused.status_code == 401

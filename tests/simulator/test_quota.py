@@ -70,7 +70,7 @@ def test_a_request_that_is_refused_takes_nothing() -> None:
 
     assert refused is not None
     assert (refused.dimension, refused.limit, refused.retry_after_s) == ("input-tokens", 100, 12)
-    assert [state.remaining for state in quota.states(0.0)] == [9, 0]  # 40, to the next thousand
+    assert [state.remaining for state in quota.states(0.0)] == [9, 40]
 
 
 def test_over_quota_is_429_with_retry_after_and_the_state_of_every_limit() -> None:
