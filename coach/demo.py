@@ -38,6 +38,7 @@ STOP_S_MAX: Final = 2.5
 """From SIGTERM to SIGKILL: Ctrl-C ends everything within 3 s."""
 DRAIN_S_MAX: Final = 1.5
 POLL_S: Final = 0.03
+SIMULATOR: Final = "simulator"
 CHECK_S: Final = 10.0
 """How long the student of a check types."""
 QUOTA: Final = {
@@ -181,7 +182,10 @@ class _Parts:
 
 @asynccontextmanager
 async def _open_parts(data_dir: Path, environ: dict[str, str]) -> AsyncIterator[_Parts]:
-    """Processes that are all stopped, at the same time, when the block is left."""
+    """Processes that are all stopped when the block is left.
+
+    Those that use the simulator end first, so that no feedback breaks off at the last moment.
+    """
     _prepare(data_dir)
     async with trio.open_nursery() as nursery:
         parts = _Parts(data_dir, environ, nursery)
@@ -190,9 +194,12 @@ async def _open_parts(data_dir: Path, environ: dict[str, str]) -> AsyncIterator[
         finally:
             nursery.cancel_scope.cancel("the demo ends")
             with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as stopping:
-                    for part in parts.started:
-                        stopping.start_soon(partial(stop_child, part.process, within_s=STOP_S_MAX))
+                for is_simulator in (False, True):
+                    async with trio.open_nursery() as stopping:
+                        for part in parts.started:
+                            if (part.name == SIMULATOR) is is_simulator:
+                                stop = partial(stop_child, part.process, within_s=STOP_S_MAX)
+                                stopping.start_soon(stop)
 
 
 def _prepare(data_dir: Path) -> None:
@@ -210,7 +217,7 @@ async def _start_simulator(parts: _Parts, data_dir: Path) -> str:
     arguments = ["-m", "coach.simulator", "--data-dir", str(data_dir)]
     for name, value in QUOTA.items():
         arguments += [f"--{name.replace('_', '-')}", f"{value}"]
-    simulator = parts.start("simulator", arguments)
+    simulator = parts.start(SIMULATOR, arguments)
     with _patience("the simulator"):
         while not (said := simulator.last_line()).startswith("ready "):  # noqa: ASYNC110  a file
             await trio.sleep(POLL_S)
