@@ -253,7 +253,7 @@ class EndpointBudget:
             self._running.discard(ticket.id)
             if call.may_have_run:
                 said = admission._used if admission is not None else None  # noqa: SLF001  ours
-                used = NOTHING if said is None else said.amounts
+                used = NOTHING if said is None else self.capacity.spent(ask, said)
                 with trio.move_on_after(s_max, shield=True) as scope:
                     await insist(partial(self._scripts.settle, ticket.id, used))
                 if scope.cancelled_caught:

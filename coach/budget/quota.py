@@ -108,6 +108,17 @@ class Capacity:
         )
         return (a, b, c, d)
 
+    def spent(self, ask: Ask, used: Ask) -> Amounts:
+        """What a request that was sent has spent, however it ended.
+
+        Input and output together is how OpenAI counts, and it does so before it answers: the larger
+        of the output's limit and its estimate of the prompt, whatever then is generated, read from
+        its cache, or refused (platform.openai.com, Guides, Rate limits). A server that counts what
+        was really used may come to more.
+        """
+        a, b, c, d = used.amounts
+        return (a, b, c, max(d, ask.input, ask.output) if self.quota[3] else d)
+
     def least_spent(self, headers: Mapping[str, str]) -> Amounts:
         """What must have been spent of the quota, given what the provider says is left.
 
