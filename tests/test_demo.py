@@ -64,7 +64,8 @@ async def test_a_check_goes_from_typing_to_grade_with_a_provider_of_ones_own(
     tmp_path: Path,
 ) -> None:
     """It says what it saw; no simulator is started where a provider is configured."""
-    async with open_simulator(tmp_path) as url:
+    quick = ("--events-per-s", "80", "--judge-ms", "300")
+    async with open_simulator(tmp_path, *quick) as url:
         settings = tmp_path / "coach.toml"
         settings.write_text(
             f'[[provider]]\nname = "own"\nbase_url = "{url}"\nmodel = "m"\napi_key = "k"\n'
