@@ -83,6 +83,7 @@ class HttpProvider:
         self._api = api
         self._pool = pool
         self._api_key = settings.api_key
+        self._base_url = settings.base_url
         self._origin = origin_of(settings.base_url)
         self._path = api.path(urlsplit(settings.base_url).path.rstrip("/"))
 
@@ -119,6 +120,9 @@ class HttpProvider:
 
     def check(self) -> None:
         """Raise ValueError if no request can be made of the settings."""
+        url = urlsplit(self._base_url)
+        if url.query or url.fragment:
+            raise ValueError("base_url must end with its path: a query is not sent")
         self._request(b"", stream=True)
 
     def _request(self, body: bytes, *, stream: bool) -> StreamRequest:

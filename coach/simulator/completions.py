@@ -433,7 +433,9 @@ def _check_schema(schema: object, what: str, depth: int = 0) -> None:
                 f"{what}: 'additionalProperties' is required to be supplied and to be false.",
                 param="response_format",
             )
-        if sorted(map(str, schema.get("required") or ())) != sorted(map(str, properties)):
+        required = schema.get("required")
+        names = required if isinstance(required, list) else []
+        if sorted(map(str, names)) != sorted(properties):
             raise invalid(
                 f"{what}: 'required' is required to be supplied and to be an array including "
                 "every key in properties.",

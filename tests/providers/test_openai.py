@@ -695,6 +695,14 @@ async def test_a_key_that_no_header_can_hold_is_a_mistake_of_configuration() -> 
     assert "secret" not in str(caught.value)
 
 
+async def test_a_query_that_would_not_be_sent_is_a_mistake_of_configuration() -> None:
+    """As in addresses of Azure's older API."""
+    settings = msgspec.structs.replace(SETTINGS, base_url="https://provider.test/x?api-version=1")
+    async with open_pool_to(Peer(streams())) as pool:
+        with pytest.raises(ConfigurationError, match="provider gpt: base_url"):
+            open_provider(settings, pool)
+
+
 @pytest.mark.parametrize(
     ("kind", "quota", "said"),
     [

@@ -210,6 +210,36 @@ def test_schemas_that_strict_mode_refuses(schema: dict[str, Any]) -> None:
     assert "Invalid schema" in bench().ask(body).json["error"]["message"]
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "properties", "required", "additionalProperties", "items"])
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.sampled_from([*question(), "response_format", "prompt_cache_key", "max_tokens"]),
+    JSON
+    | JSON.map(
+        lambda schema: {
+            "type": "json_schema",
+            "json_schema": {"name": "a", "strict": True, "schema": schema},
+        }
+    ),
+)
+def test_any_body_is_answered_or_refused(field: str, value: Any) -> None:
+    exchange = bench().ask({**question("x"), field: value})
+    assert exchange.status == 0 or exchange.json["error"]["message"]
+
+
 def test_other_pages_are_those_of_the_other_protocol_or_none() -> None:
     place = bench()
     assert place.ask(question(), path="/v1/messages").status == 404
