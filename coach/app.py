@@ -31,6 +31,7 @@ from .budget import user_limits
 from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
 from .ops import log as logging
 from .ops import metrics
+from .providers import FirstTokens
 from .session import Identity, Pacer, Route, Services, Sessions, open_authority, serve_session
 from .store import RedisError
 
@@ -108,6 +109,9 @@ class CoachApp(QuartTrio):
     def __init__(self) -> None:
         """Without parts: they come with the lifespan."""
         super().__init__("coach", static_folder=str(WEB), static_url_path="/static")
+        # Browsers ask each time, and are told by the ETag that nothing has changed: a page and its
+        # modules of different versions would not fit together after a deploy.
+        self.config["SEND_FILE_MAX_AGE_DEFAULT"] = None
         self.settings = config.Settings()
         self.parts: Parts | None = None
         self.failed = False
@@ -153,6 +157,11 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
                 Route(
                     provider=endpoint.provider,
                     budget=endpoint.budget,
+                    circuit=endpoint.circuit,
+                    first_tokens=FirstTokens(
+                        s_min=settings.failover.first_token_s_min,
+                        s_max=settings.failover.first_token_s_max,
+                    ),
                     output_tokens_max=endpoint.settings.feedback_output_tokens_max,
                 )
                 for endpoint in backend.endpoints
@@ -194,6 +203,8 @@ async def _sample_shared(backend: Backend) -> None:
         metrics.queue_depth.labels(lane).set(depth)
     for endpoint in backend.endpoints:
         budget = await endpoint.budget.statistics()
+        circuit = endpoint.circuit.statistics()
+        metrics.circuit_share.labels(budget.endpoint).set(circuit.share)
         for lane, length in budget.line.items():
             metrics.line_length.labels(budget.endpoint, lane).set(length)
         for dimension, share in budget.used.items():

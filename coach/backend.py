@@ -18,7 +18,7 @@ from .budget import EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
 from .grading import Queue, Rubric, load_rubric
 from .ops import metrics
-from .providers import Pool, Provider, open_pool, open_provider
+from .providers import Circuit, Pool, Provider, open_circuit, open_pool, open_provider
 from .store import Redis, RedisError, find_embedded, open_redis
 
 log = structlog.get_logger()
@@ -26,10 +26,11 @@ log = structlog.get_logger()
 
 @attrs.frozen(kw_only=True)
 class Endpoint:
-    """A provider and the budget that guards it."""
+    """A provider, and what guards it."""
 
     provider: Provider
     budget: EndpointBudget
+    circuit: Circuit
     settings: config.Provider
 
 
@@ -87,8 +88,16 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
                     worker=worker,
                 )
             )
+            circuit = await stack.enter_async_context(
+                open_circuit(redis, endpoint=provider.name, settings=settings.failover)
+            )
             endpoints.append(
-                Endpoint(provider=open_provider(provider, pool), budget=budget, settings=provider)
+                Endpoint(
+                    provider=open_provider(provider, pool),
+                    budget=budget,
+                    circuit=circuit,
+                    settings=provider,
+                )
             )
         yield Backend(
             worker=worker,

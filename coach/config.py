@@ -188,6 +188,30 @@ class Budget(Section, frozen=True, kw_only=True):
     """How long a request may wait for Redis."""
 
 
+class Failover(Section, frozen=True, kw_only=True):
+    """When another provider is asked, and when one is left alone."""
+
+    first_token_s_min: Seconds = 2.0
+    """A first token counts as late after twice the 99th percentile, but not before this."""
+    first_token_s_max: Seconds = 8.0
+    """Nor after this."""
+    stall_s_max: Seconds = 6.0
+    """Silence between two pieces of text after which the turn begins again elsewhere."""
+    faults_max: Annotated[int, Meta(ge=1, le=1_000)] = 5
+    """Faults in a row that open an endpoint's breaker."""
+    fault_percent: Annotated[int, Meta(ge=1, le=100)] = 50
+    """Faults of a hundred requests that open it."""
+    requests_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    window_s: Annotated[float, Meta(ge=1, le=600)] = 30.0
+    open_s: Seconds = 2.0
+    """Until the first probe; doubles with each that fails."""
+    open_s_max: Annotated[float, Meta(gt=0, le=3_600)] = 60.0
+    probe_s_max: Annotated[float, Meta(gt=0, le=600)] = 15.0
+    """A probe that nobody reports on is another's turn after it."""
+    ramp_step_s: Annotated[float, Meta(gt=0, le=600)] = 5.0
+    """How long 10, 25 and 50 per cent are let in after a probe that ended well."""
+
+
 class Grading(Section, frozen=True, kw_only=True):
     """The queue and the judges."""
 
@@ -231,6 +255,7 @@ class Settings(Section, frozen=True, kw_only=True):
     provider: tuple[Provider, ...] = ()
     pool: Pool = Pool()
     budget: Budget = Budget()
+    failover: Failover = Failover()
     grading: Grading = Grading()
     log: Log = Log()
 
@@ -329,5 +354,7 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("auth.secret: an HS256 key needs at least 32 bytes")
     if settings.budget.soft_percent > settings.budget.hard_percent:
         raise ConfigurationError("budget.soft_percent is above budget.hard_percent")
+    if settings.failover.first_token_s_min > settings.failover.first_token_s_max:
+        raise ConfigurationError("failover.first_token_s_min is above failover.first_token_s_max")
     if settings.grading.heartbeat_s * 2 > settings.grading.lease_s:
         raise ConfigurationError("grading.lease_s must be at least twice grading.heartbeat_s")

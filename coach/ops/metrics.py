@@ -57,6 +57,17 @@ tokens_total: Final = Counter(
 client_errors_total: Final = Counter(
     "coach_client_errors_total", "Errors sent to clients, by wire code.", ["code"]
 )
+failovers_total: Final = Counter(
+    "coach_failovers_total",
+    "Feedback turns that went on to another provider, by who failed and how.",
+    ["provider", "kind"],
+)
+circuit_share: Final = Gauge(
+    "coach_circuit_share_ratio",
+    "Share of requests that an endpoint's breaker lets in: 1 closed, 0 open.",
+    ["endpoint"],
+    multiprocess_mode="livemostrecent",
+)
 sessions: Final = Gauge("coach_sessions", "Open student sessions.", multiprocess_mode="livesum")
 turns_running: Final = Gauge(
     "coach_turns_running", "Feedback turns under way.", multiprocess_mode="livesum"

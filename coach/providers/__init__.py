@@ -5,7 +5,9 @@ everything that wants a whole response; `open_stream` serves a feedback turn: it
 synchronously, from the connection's reader task, with each piece as it arrives.
 """
 
+from .circuit import Circuit, Leave, open_circuit
 from .exchange import ReceiverFailed
+from .failover import FirstTokens, is_fault, is_final
 from .pool import Pool, PoolStatistics, open_pool
 from .prompt import feedback_prompt, judge_prompt
 from .provider import Provider, open_provider
@@ -23,8 +25,11 @@ from .records import (
 
 __all__ = [
     "Block",
+    "Circuit",
     "Completion",
     "ErrorKind",
+    "FirstTokens",
+    "Leave",
     "Message",
     "Pool",
     "PoolStatistics",
@@ -36,7 +41,10 @@ __all__ = [
     "Usage",
     "estimate_tokens",
     "feedback_prompt",
+    "is_fault",
+    "is_final",
     "judge_prompt",
+    "open_circuit",
     "open_pool",
     "open_provider",
 ]

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from .. import config
     from ..budget import EndpointBudget, UserLimits
     from ..grading import Queue, Rubric
-    from ..providers import Provider
+    from ..providers import Circuit, FirstTokens, Provider
     from .auth import Authority
     from .pacer import Pacer
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Route:
-    """A provider's endpoint and the budget that guards it."""
+    """A provider's endpoint, and what guards it."""
 
     provider: Provider
     budget: EndpointBudget
+    circuit: Circuit
+    first_tokens: FirstTokens
     output_tokens_max: int
 
 

@@ -8,30 +8,26 @@ The student hears first: settling takes round trips to Redis.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-import attrs
 import trio
 
-from ..budget import Ask
 from ..errors import CoachError
 from ..ops import metrics
-from ..providers import ProviderError, Usage, estimate_tokens, feedback_prompt
+from ..providers import estimate_tokens, feedback_prompt
 from . import wire
+from .attempts import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..budget import Admission, Reservation
     from ..errors import Code
-    from ..providers import Completion, Prompt
+    from ..providers import Completion, Provider, Usage
+    from .attempts import Attempt
     from .auth import Identity
     from .outbox import Outbox
     from .pacer import Pacer
-    from .services import Route, Services
-
-GATE_S: Final = 1.0
-"""How long an endpoint's gate stays closed where a refusing provider does not say."""
+    from .services import Services
 
 
 class TurnCancelled(CoachError):
@@ -67,25 +63,29 @@ class Turn:
         self._held: list[str] = []  # the end of `text`, which was not sent yet
         self._send_at = 0.0  # until then text is held
         self._asked_at = trio.current_time()
-        self._usage: Usage | None = None
-        self._sent = False  # the provider has the request, or may have it
-        self._refused = False  # the provider answered that it would not answer
-        self._whole = False  # the answer came to its end: `_usage` is what it cost
+        self._attempt: Attempt | None = None  # of the provider that answers now
+        self._first_seen = False  # the first token of the turn, whoever it came from
 
     # -- the sink: called synchronously by the provider connection's reader task --------------
 
     def on_start(self, model: str, usage: Usage) -> None:
         """The answer has begun."""
         del model  # `started` named it already
-        self._usage = usage
+        assert self._attempt is not None
+        self._attempt.usage = usage
 
     def on_delta(self, text: str) -> None:
         """The next piece of text: one message, written by this very call, or held (pacer.py)."""
         if self.outcome is not None:
             return
         now = trio.current_time()
-        if not self.text:
-            metrics.ttft_seconds.observe(now - self._asked_at)
+        attempt = self._attempt
+        assert attempt is not None
+        if now >= attempt.extend_at:
+            attempt.extend(now)
+            if not self._first_seen:
+                self._first_seen = True
+                metrics.ttft_seconds.observe(now - self._asked_at)
         self.text.append(text)
         if self._held:
             self._held.append(text)
@@ -104,6 +104,19 @@ class Turn:
         self._held.clear()
         self._send_at = trio.current_time() + self._pacer.window_s
         self._outbox.send(wire.Delta(request=self.request, text=text))
+
+    def begin(self, attempt: Attempt, provider: Provider, *, reason: str) -> None:
+        """`provider` answers; what another one had begun is void, and why."""
+        if self._attempt is None:
+            self._say(
+                wire.Started(request=self.request, provider=provider.name, model=provider.model)
+            )
+        else:
+            self._held.clear()
+            self.text.clear()
+            self._send_at = 0.0
+            self._say(wire.Restarted(request=self.request, provider=provider.name, reason=reason))
+        self._attempt = attempt
 
     # -- how it ends ---------------------------------------------------------------------------
 
@@ -152,7 +165,9 @@ class Turn:
         assignment: str,
         history: Sequence[tuple[str, str]],
     ) -> None:
-        """Reserve, wait, stream, settle. Sends `queued`, `started`, the deltas and `done`.
+        """Reserve, wait, stream, settle; at the next provider if one fails (attempts.py).
+
+        Sends `queued`, `started`, the deltas, perhaps `restarted` and other deltas, and `done`.
 
         Raises:
           CoachError: the turn failed; everything reserved was given back or settled. Calling
@@ -161,73 +176,28 @@ class Turn:
         Cancellation: the provider's stream is reset and the reservations are settled by what was
         used so far before this returns.
         """
-        route = services.routes[0]
         prompt = feedback_prompt(
             rubric=services.rubric.as_text(),
             assignment=assignment,
             history=history,
             draft=text,
             focus=focus,
-            output_tokens_max=route.output_tokens_max,
+            output_tokens_max=max(route.output_tokens_max for route in services.routes),
         )
-        ask = Ask(input=estimate_tokens(prompt.characters()), output=route.output_tokens_max)
-        async with (
-            services.limits.reserve(
-                user=identity.user, org=identity.org, tokens=ask.input + ask.output
-            ) as reservation,
-            route.budget.admit(
-                ask, lane="interactive", org=identity.org, on_position=self._on_position
-            ) as admission,
-        ):
+        tokens = estimate_tokens(prompt.characters()) + prompt.output_tokens_max
+        stall_s = services.settings.failover.stall_s_max
+        attempts = Attempts(self, services.routes, org=identity.org, stall_s=stall_s)
+        async with services.limits.reserve(
+            user=identity.user, org=identity.org, tokens=tokens
+        ) as reservation:
             try:
-                self.finish(await self._stream(route, prompt, admission))
-            except CoachError as error:
-                self.fail(error)
-                raise
+                await attempts.run(prompt)
             finally:
-                self._settle(route.provider.name, ask, reservation, admission)
+                if attempts.spent is not None:
+                    reservation.settle(attempts.spent)
 
-    async def _stream(self, route: Route, prompt: Prompt, admission: Admission) -> Completion:
-        provider = route.provider
-        await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
-        self._say(wire.Started(request=self.request, provider=provider.name, model=provider.model))
-        self._sent = True
-        try:
-            completion = await provider.stream(prompt, self, on_headers=admission.observe)
-        except ProviderError as error:
-            self._refused = error.status is not None
-            if error.kind in {"rate_limited", "overloaded"}:
-                admission.close_gate(error.retry_after_s or GATE_S)
-            raise
-        self._usage, self._whole = completion.usage, True
-        return completion
-
-    def _settle(
-        self, provider: str, ask: Ask, reservation: Reservation, admission: Admission
-    ) -> None:
-        if not self._sent:
-            return
-        used = self._used(ask)
-        for kind, count in attrs.asdict(used).items():
-            metrics.tokens_total.labels(provider, kind).inc(count)
-        fresh = used.input + used.cache_write
-        admission.settle(Ask(input=fresh, output=used.output))
-        reservation.settle(fresh + used.cache_read + used.output)
-
-    def _used(self, ask: Ask) -> Usage:
-        """What the provider counts, as far as anybody can know.
-
-        Without an answer it may have read the prompt. Of an answer that was cut the output was
-        counted at its beginning only.
-        """
-        if self._usage is None:
-            return Usage(0 if self._refused else ask.input, 0, 0, 0)
-        if self._whole or not self.text:
-            return self._usage
-        shown = estimate_tokens(sum(map(len, self.text)))
-        return attrs.evolve(self._usage, output=max(self._usage.output, shown))
-
-    def _on_position(self, position: int, eta_s: float) -> None:
+    def on_position(self, position: int, eta_s: float) -> None:
+        """Its place in the line has changed; `eta_s` seconds remain, as it looks now."""
         self._say(
             wire.Queued(request=self.request, position=position, eta_ms=math.ceil(eta_s * 1000))
         )

@@ -18,7 +18,7 @@ from coach.session import Pacer, wire
 from coach.session.pacer import TICK_S
 from coach.session.turn import TurnCancelled
 
-from .test_turn import Told, new_turn
+from .test_turn import Told, begun_turn
 
 WINDOW_S = 0.04
 
@@ -39,7 +39,7 @@ def texts(told: Told) -> list[str]:
 
 async def test_the_first_delta_leaves_at_once_and_then_one_message_a_window() -> None:
     async with open_pacer() as pacer:
-        turn, told = new_turn(pacer)
+        turn, told = begun_turn(pacer)
         for number in range(100):
             turn.on_delta(f"{number} ")
             await trio.sleep(0.003)
@@ -54,7 +54,7 @@ async def test_the_first_delta_leaves_at_once_and_then_one_message_a_window() ->
 
 async def test_a_slow_provider_is_passed_on_piece_by_piece() -> None:
     async with open_pacer() as pacer:
-        turn, told = new_turn(pacer)
+        turn, told = begun_turn(pacer)
         for number in range(5):
             turn.on_delta(str(number))
             assert texts(told)[-1] == str(number)
@@ -62,7 +62,7 @@ async def test_a_slow_provider_is_passed_on_piece_by_piece() -> None:
 
 
 async def test_window_zero_holds_nothing() -> None:
-    turn, told = new_turn(Pacer(0))
+    turn, told = begun_turn(Pacer(0))
     for number in range(5):
         turn.on_delta(str(number))
     assert texts(told) == ["0", "1", "2", "3", "4"]
@@ -71,7 +71,7 @@ async def test_window_zero_holds_nothing() -> None:
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_an_ending_brings_what_is_held_before_it(cancelled: bool) -> None:
     async with open_pacer() as pacer:
-        turn, told = new_turn(pacer)
+        turn, told = begun_turn(pacer)
         for text in "abc":
             turn.on_delta(text)
         if cancelled:

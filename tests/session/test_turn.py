@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from coach.budget import Ask
 from coach.errors import ProviderUnavailable
-from coach.providers import Completion, Prompt, ProviderError, Sink, Usage
+from coach.providers import Completion, FirstTokens, Prompt, ProviderError, Sink, Usage
 from coach.session import Pacer, wire
-from coach.session.turn import GATE_S, Interrupted, Turn, TurnCancelled
+from coach.session.attempts import GATE_S, Attempt
+from coach.session.turn import Interrupted, Turn, TurnCancelled
 from tests.support.cancels import cancel_at_step
 
 from .world import ANA, World, says
@@ -50,6 +52,14 @@ def new_turn(pacer: Pacer | None = None) -> tuple[Turn, Told]:
     return Turn(request="r1", draft="d", outbox=told, pacer=pacer), told  # type: ignore[arg-type]
 
 
+def begun_turn(pacer: Pacer | None = None) -> tuple[Turn, Told]:
+    """A turn at a provider that has all the time in the world; `started` was not told."""
+    turn, told = new_turn(pacer)
+    patient = FirstTokens(s_min=3600, s_max=3600)
+    turn._attempt = Attempt(patient, deadline_s=math.inf, stall_s=math.inf)
+    return turn, told
+
+
 async def run(turn: Turn, world: World) -> None:
     """As a session does it."""
     await trio.lowlevel.checkpoint()
@@ -78,7 +88,7 @@ async def test_the_student_hears_in_order_and_before_the_settlements() -> None:
 
 
 async def test_a_failure_is_told_before_the_settlements_too() -> None:
-    world = World(fails(says_until="start", error=ProviderUnavailable("cut")), settle_s=1.0)
+    world = World(fails(says_until="start", error=refusal("cut", None)), settle_s=1.0)
     turn, told = new_turn()
     await run(turn, world)
     assert told.kinds == ["started", "error"]
@@ -302,11 +312,11 @@ EVENTS = st.lists(
 def test_in_any_order_of_events_there_is_one_ending_and_nothing_after_it(events: list[str]) -> None:
     async def play() -> None:
         await trio.lowlevel.checkpoint()
-        turn, told = new_turn()
+        turn, told = begun_turn()
         acts: dict[str, Callable[[], None]] = {
             "start": lambda: turn.on_start("m", STARTED),
             "delta": lambda: turn.on_delta("x"),
-            "position": lambda: turn._on_position(3, 1.5),
+            "position": lambda: turn.on_position(3, 1.5),
             "finish": lambda: turn.finish(
                 Completion(text="x", usage=WHOLE, stop_reason="end_turn", model="m")
             ),

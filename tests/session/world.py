@@ -23,7 +23,7 @@ from coach.grading import (
     SubmissionState,
     load_rubric,
 )
-from coach.providers import Completion, Prompt, Sink, Usage
+from coach.providers import Completion, FirstTokens, Prompt, Sink, Usage
 from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
 from coach.session.auth import Identity
 from coach.store import ConnectionLost
@@ -59,6 +59,43 @@ class Held:
 
 
 @attrs.define
+class ScriptedCircuit:
+    """A breaker that lets everybody in, or nobody but who has nowhere else to go."""
+
+    shut: bool = False
+    told: list[str] = attrs.field(factory=list)
+    """How each leave ended: "ok", "fault", "nothing", and "held" before it."""
+
+    async def ask(self) -> ScriptedLeave | None:
+        return None if self.shut else ScriptedLeave(self.told)
+
+    def bypass(self) -> ScriptedLeave:
+        return ScriptedLeave(self.told)
+
+
+@attrs.define
+class ScriptedLeave:
+    told: list[str]
+    ended: bool = False
+
+    def succeeded(self) -> None:
+        self._end("ok")
+
+    def failed(self, *, is_fault: bool, hold_s: float | None = None) -> None:
+        if hold_s is not None:
+            self.told.append("held")
+        self._end("fault" if is_fault else "nothing")
+
+    def dropped(self) -> None:
+        self._end("nothing")
+
+    def _end(self, how: str) -> None:
+        if not self.ended:
+            self.ended = True
+            self.told.append(how)
+
+
+@attrs.define
 class World:
     """The scripted parts. `script` is what the provider does for each request."""
 
@@ -72,6 +109,12 @@ class World:
     limits: Ledger = attrs.field(factory=Ledger)
     budget: Ledger = attrs.field(factory=Ledger)
     gates: list[float] = attrs.field(factory=list)
+    full: Exception | None = None
+    """Why the budget takes nobody in."""
+    circuit: ScriptedCircuit = attrs.field(factory=ScriptedCircuit)
+    first_tokens: FirstTokens = attrs.field(factory=lambda: FirstTokens(s_min=1.0, s_max=5.0))
+    others: list[World] = attrs.field(factory=list)
+    """Further providers, in order of preference; each keeps its own budget."""
     streams_open: int = 0
     streams: int = 0
     refuse: Exception | None = None
@@ -85,8 +128,8 @@ class World:
         factory=lambda: Sessions(connections_per_user=2, ping_s=20.0, drain_s=5.0)
     )
 
-    name = "scripted"
-    model = "script-1"
+    name: str = "scripted"
+    model: str = "script-1"
 
     @asynccontextmanager
     async def reserve(self, **_: object) -> AsyncIterator[Held]:
@@ -101,6 +144,8 @@ class World:
         self, _ask: Ask, *, on_position: Callable[[int, float], None], **_: object
     ) -> AsyncIterator[Held]:
         await trio.lowlevel.checkpoint()
+        if self.full is not None:
+            raise self.full
         for position, eta_s in self.line:
             on_position(position, eta_s)
             await trio.sleep(eta_s)
@@ -153,7 +198,14 @@ class World:
             authority=AUTHORITY,
             limits=cast("Any", self),
             routes=[
-                Route(provider=cast("Any", self), budget=cast("Any", self), output_tokens_max=100)
+                Route(
+                    provider=cast("Any", world),
+                    budget=cast("Any", world),
+                    circuit=cast("Any", world.circuit),
+                    first_tokens=world.first_tokens,
+                    output_tokens_max=100,
+                )
+                for world in (self, *self.others)
             ],
             queue=cast("Any", self),
             rubric=load_rubric(None),

@@ -1,0 +1,64 @@
+"""What a provider's fault means for the request and the endpoint, and how patient to be; pure.
+
+- The same request goes elsewhere after every kind of fault but those in `FINAL`.
+- The kinds in `FAULTS` count against the endpoint; enough of them open its breaker.
+- After `rate_limited` and `overloaded` it is left alone for as long as it says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final, final
+
+from .records import ErrorKind
+
+FINAL: Final[frozenset[ErrorKind]] = frozenset(("filtered", "too_long"))
+"""About the text, not the provider: what was filtered is never taken elsewhere."""
+FAULTS: Final[frozenset[ErrorKind]] = frozenset(
+    ("overloaded", "server_error", "unreachable", "cut", "stalled", "malformed", "auth")
+)
+"""Not `rate_limited` (a quota that coach should have kept) nor `refused` (a request that only this
+provider does not take)."""
+SAMPLES_MAX: Final = 256
+SAMPLES_MIN: Final = 32
+"""Below so many answers nobody knows how long one takes."""
+RENEW_EVERY: Final = 16
+PATIENCE: Final = 2.0
+"""Times the 99th percentile: beyond that an answer is not slow, but probably not coming."""
+
+
+def is_final(kind: ErrorKind) -> bool:
+    """Whether the same request would be answered no better elsewhere."""
+    return kind in FINAL
+
+
+def is_fault(kind: ErrorKind) -> bool:
+    """Whether it counts against the endpoint."""
+    return kind in FAULTS
+
+
+@final
+class FirstTokens:
+    """How long an endpoint takes to its first token, of late, and how long to wait for one.
+
+    Memory: `SAMPLES_MAX` floats.
+    """
+
+    def __init__(self, *, s_min: float, s_max: float) -> None:
+        """Wait at least `s_min` seconds and at most `s_max`, which is also the first guess."""
+        self._s_min = s_min
+        self._s_max = s_max
+        self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
+        self._observed = 0
+        self.deadline_s = s_max
+        """Seconds from sending a request after which its first token counts as late."""
+
+    def observe(self, seconds: float) -> None:
+        """An answer's first token came after so many seconds."""
+        self._samples.append(seconds)
+        self._observed += 1
+        if self._observed >= SAMPLES_MIN and self._observed % RENEW_EVERY == 0:
+            ordered = sorted(self._samples)
+            p99 = ordered[math.ceil(len(ordered) * 0.99) - 1]
+            self.deadline_s = min(self._s_max, max(self._s_min, PATIENCE * p99))

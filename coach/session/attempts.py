@@ -1,0 +1,224 @@
+"""A turn's way through the providers: in order of preference, until one has answered.
+
+A fault before the first text moves on unseen; after it the student's page is told to drop what it
+shows. A first token that is late, and a stall, are faults as well. What each attempt has cost is
+booked on the provider that was asked.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final, final
+
+import attrs
+import trio
+
+from ..budget import Ask
+from ..errors import Overloaded
+from ..ops import metrics
+from ..providers import ProviderError, Usage, estimate_tokens, is_fault, is_final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..budget import Admission
+    from ..providers import FirstTokens, Leave, Prompt
+    from .services import Route
+    from .turn import Turn
+
+EXTENSIONS: Final = 8
+"""How often a stalled answer's deadline is moved within it: it may come so much of it early."""
+GATE_S: Final = 1.0
+"""How long an endpoint is left alone where a refusing provider does not say."""
+RETRY_S: Final = 2.0
+"""When to ask again after all providers have failed, where none of them says."""
+
+
+@final
+class Attempt:
+    """One provider's answer while it comes: its deadline, and what it cost so far."""
+
+    __slots__ = (
+        "_asked_at",
+        "_first_tokens",
+        "_stall_s",
+        "begun",
+        "extend_at",
+        "refused",
+        "scope",
+        "usage",
+        "whole",
+    )
+
+    def __init__(self, first_tokens: FirstTokens, *, deadline_s: float, stall_s: float) -> None:
+        """Begin to wait: for the first text `deadline_s`, then `stall_s` for any more."""
+        self._asked_at = trio.current_time()
+        self._first_tokens = first_tokens
+        self._stall_s = stall_s
+        self.scope = trio.CancelScope(deadline=self._asked_at + deadline_s)
+        self.begun = False
+        """Text has come."""
+        self.extend_at = 0.0
+        """Text that comes from then on must call `extend`."""
+        self.usage: Usage | None = None
+        """As the provider has counted so far."""
+        self.refused = False
+        """The provider answered that it would not answer."""
+        self.whole = False
+        """The answer came to its end: `usage` is what it cost."""
+
+    def extend(self, now: float) -> None:
+        """Wait on, since text has come. Needed a few times within a stall, not for each piece."""
+        if not self.begun:
+            self.begun = True
+            self._first_tokens.observe(now - self._asked_at)
+        self.scope.deadline = now + self._stall_s
+        self.extend_at = now + self._stall_s / EXTENSIONS
+
+    def late(self, provider: str) -> ProviderError:
+        """Why it was given up at its deadline."""
+        waited_s = trio.current_time() - self._asked_at
+        what = "no more text came" if self.begun else f"no text came within {waited_s:.1f} s"
+        return ProviderError(
+            f"{provider}: {what}", kind="stalled", provider=provider, tokens_shown=self.begun
+        )
+
+    def used(self, ask: Ask, text: Sequence[str]) -> Usage:
+        """What the provider counts, as far as anybody can know.
+
+        Without an answer it may have read the prompt. Of an answer that was cut the output was
+        counted at its beginning only.
+        """
+        if self.usage is None:
+            return Usage(0 if self.refused else ask.input, 0, 0, 0)
+        if self.whole or not text:
+            return self.usage
+        shown = estimate_tokens(sum(map(len, text)))
+        return attrs.evolve(self.usage, output=max(self.usage.output, shown))
+
+
+@final
+class Attempts:
+    """The attempts of one turn."""
+
+    def __init__(self, turn: Turn, routes: Sequence[Route], *, org: str, stall_s: float) -> None:
+        """Ask the providers of `routes` on behalf of `turn`; nothing is sent yet.
+
+        Args:
+          turn: is told what happens, and gets the text.
+          routes: one or more, in order of preference.
+          org: whose turn it is.
+          stall_s: silence between two pieces of text that counts as a fault.
+        """
+        self._turn = turn
+        self._routes = routes
+        self._org = org
+        self._stall_s = stall_s
+        self._untried = len(routes)
+        self._failures: list[ProviderError | Overloaded] = []
+        self._verdict: ProviderError | Overloaded | None = None  # nobody will answer; it was told
+        self.spent: int | None = None
+        """Tokens of all attempts; None: nobody was asked."""
+
+    async def run(self, prompt: Prompt) -> None:
+        """Ask until somebody has answered. The student was told of either end before settling.
+
+        Those whose breaker lets nobody in are asked last: then there is nobody else.
+
+        Raises:
+          ProviderError, Overloaded: nobody has; the first one's reason, or one that asking
+            elsewhere cannot mend.
+
+        Cancellation: the provider's stream is reset, its budget settled by what came.
+        """
+        left_out: list[Route] = []
+        for route in self._routes:
+            leave = await route.circuit.ask()
+            if leave is None:
+                left_out.append(route)
+            elif await self._ask(route, leave, prompt):
+                return
+        for route in left_out:
+            if await self._ask(route, route.circuit.bypass(), prompt):
+                return
+
+    async def _ask(self, route: Route, leave: Leave, prompt: Prompt) -> bool:
+        """Ask one provider; False: the next one must be asked."""
+        self._untried -= 1
+        prompt = attrs.evolve(prompt, output_tokens_max=route.output_tokens_max)
+        ask = Ask(input=estimate_tokens(prompt.characters()), output=route.output_tokens_max)
+        answered = False
+        try:
+            async with route.budget.admit(
+                ask, lane="interactive", org=self._org, on_position=self._turn.on_position
+            ) as admission:
+                answered = await self._converse(route, leave, prompt, ask, admission)
+        except Overloaded as error:
+            self._failed(route, error)
+        finally:
+            leave.dropped()
+        if self._verdict is not None:
+            raise self._verdict
+        return answered
+
+    async def _converse(
+        self, route: Route, leave: Leave, prompt: Prompt, ask: Ask, admission: Admission
+    ) -> bool:
+        """Stream one provider's answer, and settle what it cost."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
+        turn, provider = self._turn, route.provider
+        attempt = Attempt(
+            route.first_tokens,
+            # who has nobody to go to is as patient as the pool is
+            deadline_s=route.first_tokens.deadline_s if self._untried else inf,
+            stall_s=self._stall_s if self._untried else inf,
+        )
+        turn.begin(attempt, provider, reason=self._reason)
+        try:
+            with attempt.scope:
+                completion = await provider.stream(prompt, turn, on_headers=admission.observe)
+                attempt.usage, attempt.whole = completion.usage, True
+            if not attempt.whole:
+                raise attempt.late(provider.name)
+            leave.succeeded()
+            turn.finish(completion)
+        except ProviderError as error:
+            attempt.refused = error.status is not None
+            hold_s = None
+            if error.kind in {"rate_limited", "overloaded"}:
+                hold_s = error.retry_after_s or GATE_S
+                admission.close_gate(hold_s)
+            leave.failed(is_fault=is_fault(error.kind), hold_s=hold_s)
+            self._failed(route, error)
+        finally:
+            self._settle(provider.name, attempt.used(ask, turn.text), admission)
+        return attempt.whole
+
+    @property
+    def _reason(self) -> str:
+        """Why the provider before did not answer."""
+        if not self._failures:
+            return ""
+        last = self._failures[-1]
+        return last.kind if isinstance(last, ProviderError) else last.code
+
+    def _failed(self, route: Route, error: ProviderError | Overloaded) -> None:
+        """Go on, or tell the student that there is nobody who could answer."""
+        self._failures.append(error)
+        if isinstance(error, ProviderError) and is_final(error.kind):
+            self._verdict = error
+        elif not self._untried:
+            waits_s = [each.retry_after_s for each in self._failures]
+            self._verdict = self._failures[0]
+            self._verdict.retry_after_s = min(filter(None, waits_s), default=RETRY_S)
+        else:
+            metrics.failovers_total.labels(route.provider.name, self._reason).inc()
+            return
+        self._turn.fail(self._verdict)
+
+    def _settle(self, provider: str, used: Usage, admission: Admission) -> None:
+        for kind, count in attrs.asdict(used).items():
+            metrics.tokens_total.labels(provider, kind).inc(count)
+        fresh = used.input + used.cache_write
+        admission.settle(Ask(input=fresh, output=used.output))
+        self.spent = (self.spent or 0) + fresh + used.cache_read + used.output
