@@ -176,13 +176,14 @@ class Judge:
             # However it ends from here on, the provider may have read the prompt …
             used: Ask | None = Ask(input=ask.input, output=0)
             try:
-                completion = await self._provider.complete(prompt)
+                completion = await self._provider.complete(prompt, on_headers=admission.observe)
                 usage = completion.usage
                 spent.append(Usage(**attrs.asdict(usage)))
                 used = Ask(input=usage.input + usage.cache_write, output=usage.output)
             except ProviderError as error:
                 if error.kind in _UNREAD:
-                    used = None  # … but for these: leaving unsettled refunds everything
+                    # … but for these: a request and no tokens, or (nobody heard it) nothing at all
+                    used = None if error.kind == "unreachable" else Ask(input=0, output=0)
                 if error.kind in ("rate_limited", "overloaded"):
                     wait_s = GATE_S if error.retry_after_s is None else error.retry_after_s
                     admission.close_gate(wait_s)

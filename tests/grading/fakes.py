@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -54,8 +54,12 @@ class FakeProvider:
     running: int = 0
     running_peak: int = 0
 
-    async def complete(self, prompt: Prompt) -> Completion:
+    async def complete(
+        self, prompt: Prompt, *, on_headers: Callable[[Mapping[str, str]], None] | None = None
+    ) -> Completion:
         self.prompts.append(prompt)
+        if on_headers is not None:
+            on_headers({"request-id": "r"})
         self.running += 1
         self.running_peak = max(self.running, self.running_peak)
         try:
@@ -91,6 +95,8 @@ class FakeBudget:
     settled: list[Ask | None] = attrs.field(factory=list)
     """In the order of leaving; None: everything was given back."""
     open: int = 0
+    observed: list[Mapping[str, str]] = attrs.field(factory=list)
+    """Headers that may correct the window."""
 
     @asynccontextmanager
     async def admit(
@@ -122,6 +128,9 @@ class FakeAdmission:
 
     def settle(self, spent: Ask) -> None:
         self.spent = spent
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        self._budget.observed.append(headers)
 
     def close_gate(self, retry_after_s: float) -> None:
         self._budget.gate_opens_at = trio.current_time() + retry_after_s

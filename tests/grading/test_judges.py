@@ -107,13 +107,14 @@ async def test_an_answer_cut_off_at_its_length_is_no_answer() -> None:
 
 
 READ = Ask(input=-1, output=0)  # -1: whatever was asked for
+REFUSED = Ask(input=0, output=0)
 FAULTS = {
-    "rate_limited": ("away", None),
-    "overloaded": ("away", None),
+    "rate_limited": ("away", REFUSED),
+    "overloaded": ("away", REFUSED),
     "unreachable": ("away", None),
-    "auth": ("away", None),
+    "auth": ("away", REFUSED),
     "server_error": ("away", READ),
-    "refused": ("failed", None),
+    "refused": ("failed", REFUSED),
     "cut": ("failed", READ),
     "stalled": ("failed", READ),
     "malformed": ("failed", READ),
@@ -129,7 +130,9 @@ async def test_a_fault_puts_the_judge_out_and_the_budget_right(kind: str) -> Non
     expected_kind, spent = FAULTS[kind]
     asked = bench.budget.admitted[0][0].input
     assert (out.kind, out.retry_after_s) == (expected_kind, 60)
-    assert bench.budget.settled == [spent and Ask(input=asked, output=0)]
+    if spent is READ:
+        spent = Ask(input=asked, output=0)
+    assert bench.budget.settled == [spent]
     assert bench.budget.gate_opens_at == (60 if kind in ("rate_limited", "overloaded") else 0)
 
 
@@ -137,7 +140,8 @@ async def test_a_short_rate_limit_is_waited_for_at_the_gate() -> None:
     bench = Bench(error("rate_limited", retry_after_s=2), error("overloaded"), GOOD)
     await bench.ask()
     assert trio.current_time() == 3
-    assert bench.budget.settled == [None, None, ACTUAL]
+    assert bench.budget.settled == [REFUSED, REFUSED, ACTUAL]
+    assert len(bench.budget.observed) == 3
 
 
 async def test_a_rate_limit_that_stays_is_waited_for_in_the_queue() -> None:
