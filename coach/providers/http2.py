@@ -45,6 +45,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamInputs
+from hpack import Encoder
 
 from .exchange import Header
 from .stream import STREAM_WINDOW, ConnectionFailed, Handler, HttpStream, loss, unprocessed
@@ -431,9 +432,22 @@ class Http2Connection:
             self.ready, self._patient_since = True, now
         if not self.draining:
             self.streams_max = h2.remote_settings.max_concurrent_streams
-        if h2.encoder.header_table_size > HEADER_TABLE_BYTES:
-            h2.encoder.header_table_size = HEADER_TABLE_BYTES
+        self._limit_header_table(h2.encoder)
         self._upload_all()
+
+    @staticmethod
+    def _limit_header_table(encoder: Encoder) -> None:
+        """Say of the table's sizes the smallest and the last (RFC 7541 section 4.2).
+
+        hpack would say each, those too that a later SETTINGS has forbidden, and none at all where
+        two in a row are the same: either costs the connection.
+        """
+        if encoder.header_table_size > HEADER_TABLE_BYTES:
+            encoder.header_table_size = HEADER_TABLE_BYTES
+        changes = encoder.table_size_changes
+        if changes:
+            encoder.table_size_changes = [min(changes), encoder.header_table_size]
+            encoder.header_table.resized = True
 
     def _on_window(self, event: WindowUpdated, now: float) -> None:
         del now
@@ -532,6 +546,9 @@ class Http2Connection:
         known = self._h2.streams.get(stream.id)
         if known is not None and not known.closed:
             self._h2.reset_stream(stream.id, code)
+            # Forgotten now instead of at the next request: for a stream that is remembered as
+            # reset, h2 takes an informational answer (1xx) for the end of the connection.
+            _ = self._h2.open_outbound_streams
             self.resets_sent += 1
 
     def _violated(self, code: ErrorCodes, reason: str) -> ConnectionFailed:
