@@ -97,7 +97,7 @@ async def running(
         assert not any(map(is_running, family))
         assert "Traceback" not in log.read_text()
     finally:
-        await stop_child(process, within_s=0)
+        await stop_child(process, within_s=0)  # noqa: ASYNC102  shields itself
 
 
 # -- a worker dies -----------------------------------------------------------------------------

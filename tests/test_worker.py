@@ -92,5 +92,5 @@ async def a_worker(
             yield process, said, listener.getsockname()[1]
         finally:
             os.close(read_fd)
-            await stop_child(process, within_s=1)
+            await stop_child(process, within_s=1)  # noqa: ASYNC102  shields itself
     assert process.returncode != -signal.SIGKILL
