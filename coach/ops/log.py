@@ -1,4 +1,8 @@
-"""Structured log lines on standard error. Essays, feedback and tokens are never logged."""
+"""Structured log lines on standard error. Essays, feedback and tokens are never logged.
+
+So tracebacks show no local variables, as structlog's own would: a prompt and a provider's key are
+among them.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,15 @@ def configure(settings: config.Log) -> None:
     level = getattr(logging, settings.level.upper())
     colours = settings.format == "console" and sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=colours)
+        structlog.dev.ConsoleRenderer(
+            colors=colours, exception_formatter=structlog.dev.plain_traceback
+        )
         if settings.format == "console"
         else structlog.processors.JSONRenderer()
     )
+    without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     exceptions: list[structlog.typing.Processor] = (
-        [] if settings.format == "console" else [structlog.processors.dict_tracebacks]
+        [] if settings.format == "console" else [structlog.processors.ExceptionRenderer(without_locals)]
     )
     structlog.configure(
         processors=[
