@@ -27,7 +27,9 @@ def configure(settings: config.Log) -> None:
     )
     without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     exceptions: list[structlog.typing.Processor] = (
-        [] if settings.format == "console" else [structlog.processors.ExceptionRenderer(without_locals)]
+        []
+        if settings.format == "console"
+        else [structlog.processors.ExceptionRenderer(without_locals)]
     )
     structlog.configure(
         processors=[
