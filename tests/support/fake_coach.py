@@ -115,7 +115,7 @@ class _Session:
         with contextlib.suppress(ConnectionClosed):
             while True:
                 text = await self.socket.get_message()
-                assert len(text.encode()) <= BYTES_MAX, "coach closes such a connection"
+                assert len(str(text).encode()) <= BYTES_MAX, "coach closes such a connection"
                 message = json.loads(text)
                 self.coach.heard.append(message)
                 await self.handle(message)
