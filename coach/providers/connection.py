@@ -174,7 +174,11 @@ class Connection:
                 if http.receive(data, wire.arrived_at) and on_batch is not None:
                     on_batch(clock() - wire.arrived_at)
                 self._flush()
-                if len(http.streams) < open_before or http.streams_max != max_before:
+                if (
+                    len(http.streams) < open_before
+                    or http.streams_max != max_before
+                    or http.ready is not self._ready
+                ):
                     self._settled()
                 while http.paused:
                     self._resumed = trio.Event()
@@ -296,6 +300,7 @@ class Connection:
             self._used_at = trio.current_time()
             if http.draining:
                 self.close("the provider wanted it closed")
+                return  # the owner hears of it by `on_lost`, and whether it was of any use
         if http.ready and not self._ready:
             self._ready = True
             self._owner.on_ready()
