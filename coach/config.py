@@ -28,6 +28,8 @@ Percent = Annotated[int, Meta(ge=0, le=100)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
 PREFIX: Final = "COACH_"
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+"""Hosts that may be asked without TLS: nothing leaves the machine."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -344,9 +346,11 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("provider: two providers have the same name")
     for provider in settings.provider:
         url = urlsplit(provider.base_url)
-        if url.scheme != "https" or not url.hostname:
+        local = url.scheme == "http" and url.hostname in LOOPBACK
+        if not url.hostname or not (url.scheme == "https" or local):
             raise ConfigurationError(
-                f"provider {provider.name}: base_url must be https://host[:port][/path]"
+                f"provider {provider.name}: base_url must be https://host[:port][/path], or "
+                "http:// for a server on this machine (127.0.0.1)"
             )
     if settings.auth.mode == "jwt" and settings.auth.secret is None:
         raise ConfigurationError("auth.mode is jwt: set auth.secret")

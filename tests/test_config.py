@@ -51,7 +51,7 @@ def test_secrets_come_from_the_environment(tmp_path: Path) -> None:
         ("[auth]\nmode = 'jwt'", "auth.secret"),
         ("[auth]\nsecret = 'short'", "32 bytes"),
         (PROVIDER, "KEY is not set"),
-        (PROVIDER.replace("env:KEY", "k").replace("https", "http"), "base_url"),
+        (PROVIDER.replace("env:KEY", "k").replace("https", "ftp"), "base_url"),
         (PROVIDER.replace("env:KEY", "k") * 2, "same name"),
     ],
 )

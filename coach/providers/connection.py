@@ -4,8 +4,9 @@ The reader calls the receivers: socket, frames, stream, receiver, without a swit
 that is to be sent goes through one buffer, which the writer alone sends: whoever resets a stream
 or opens one never waits for the socket.
 
-Memory: what waits to be sent is at most the requests that the peer allows, each as far as its
-windows go, and answers to its PINGs for SEND_S_MAX; a peer that is dead is found out by a PING.
+Memory: what waits to be sent is at most http2.UPLOAD_STEP of bodies, the control frames of the
+streams that the peer allows, and answers to its PINGs for SEND_S_MAX; a peer that is dead is found
+out by a PING.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Connection:
         request = call.request
         headers: list[Header] = [
             (b":method", request.method.encode()),
-            (b":scheme", b"https"),
+            (b":scheme", request.origin.scheme),
             (b":authority", request.origin.authority.encode()),
             (b":path", request.path.encode()),
             *request.headers,
@@ -198,6 +199,9 @@ class Connection:
                     self._unsent.clear()
                     self._sending_since = trio.current_time()
                     await self._wire.send(data)
+                    if not self._unsent:
+                        self.http.drained()
+                        self._unsent += self.http.take_output()
                 self._sending_since = None
                 if self._ended:
                     return

@@ -26,16 +26,23 @@ OF_CONNECTION: Final = frozenset(
 
 
 class Origin(NamedTuple):
-    """Where connections lead; always HTTPS."""
+    """Where connections lead."""
 
     host: str
     port: int
+    secure: bool = True
+    """HTTPS; else HTTP/1.1 in the clear, as a model server on this machine speaks it."""
+
+    @property
+    def scheme(self) -> bytes:
+        """As it stands in `:scheme`."""
+        return b"https" if self.secure else b"http"
 
     @property
     def authority(self) -> str:
         """As it stands in `:authority`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == 443 else f"{host}:{self.port}"
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
 @attrs.frozen(kw_only=True, eq=False)

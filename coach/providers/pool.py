@@ -28,7 +28,7 @@ from .connection import Connection
 from .exchange import OF_CONNECTION, Origin, Receiver, StreamError, StreamRequest
 from .line import OriginLine
 from .response import Collector, ResponseBody, as_httpx_error
-from .tls import Dial, Wire, client_context, dial_tls
+from .tls import Dial, Wire, client_context, dial_plain, dial_tls
 
 Stream = Call
 """What `Pool.open_stream` lends out: `wait_head`, `wait_end`, `close`."""
@@ -113,10 +113,10 @@ class Pool(httpx.AsyncBaseTransport):
         `trio.fail_after`. A body that is not read holds back its own stream only.
 
         Raises:
-          httpx.UnsupportedProtocol: not https.
+          httpx.UnsupportedProtocol: neither https nor http to this machine.
           httpx.ConnectError, ReadTimeout, RemoteProtocolError: `unreachable`, `stalled`, `cut`.
         """
-        if request.url.scheme != "https":
+        if not _is_served(request.url):
             raise httpx.UnsupportedProtocol("only https is served", request=request)
         receiver = Collector()
         call = self._call(await _stream_request(request), receiver, hold=True)
@@ -206,6 +206,8 @@ async def open_pool(
     contexts = _contexts(settings)
 
     async def dial(origin: Origin) -> Wire:
+        if not origin.secure:
+            return await dial_plain(origin)
         if origin not in contexts:
             contexts[origin] = client_context(None)
         return await dial_tls(origin, contexts[origin])
@@ -242,16 +244,19 @@ async def open_pool_with(
 
 
 def origin_of(base_url: str) -> Origin:
-    """Where a provider's address leads; the settings have checked that it is https."""
+    """Where a provider's address leads; the settings have checked its scheme."""
     parts = urlsplit(base_url)
     assert parts.hostname is not None
-    return Origin(parts.hostname, parts.port or 443)
+    secure = parts.scheme == "https"
+    return Origin(parts.hostname, parts.port or (443 if secure else 80), secure)
 
 
 def _contexts(settings: config.Settings) -> dict[Origin, ssl.SSLContext]:
     by_file: dict[str | None, ssl.SSLContext] = {}
     contexts: dict[Origin, ssl.SSLContext] = {}
     for provider in settings.provider:
+        if not origin_of(provider.base_url).secure:
+            continue
         if provider.ca_file not in by_file:
             try:
                 by_file[provider.ca_file] = client_context(provider.ca_file)
@@ -267,12 +272,16 @@ def _contexts(settings: config.Settings) -> dict[Origin, ssl.SSLContext]:
     return contexts
 
 
+def _is_served(url: httpx.URL) -> bool:
+    return url.scheme == "https" or (url.scheme == "http" and url.host in config.LOOPBACK)
+
+
 async def _stream_request(request: httpx.Request) -> StreamRequest:
     assert isinstance(request.stream, httpx.AsyncByteStream)
     headers = [(name.lower(), value) for name, value in request.headers.raw]
     try:
         return StreamRequest(
-            origin=Origin(request.url.raw_host.decode("ascii"), request.url.port or 443),
+            origin=origin_of(str(request.url)),
             method=request.method,
             path=request.url.raw_path.decode("ascii"),
             headers=[field for field in headers if field[0] not in OF_CONNECTION],

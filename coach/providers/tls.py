@@ -89,6 +89,17 @@ async def dial_tls(origin: Origin, context: ssl.SSLContext) -> Wire:
     return wire
 
 
+async def dial_plain(origin: Origin) -> Wire:
+    """Connect without TLS, for HTTP/1.1 with a server on this machine.
+
+    Raises:
+      OSError: no connection.
+    """
+    stream = await trio.open_tcp_stream(origin.host, origin.port)
+    find_dead_peer(stream)
+    return PlainWire(stream)
+
+
 def find_dead_peer(stream: trio.SocketStream) -> None:
     """Let the kernel find out within DEAD_PEER_S that the peer is gone, where nothing is pinged."""
     options = [(socket.SOL_SOCKET, "SO_KEEPALIVE", 1)]
@@ -111,6 +122,31 @@ def _in_words(error: ssl.SSLError) -> str:
     if "alert" in reason:
         return f"it refused the TLS handshake: {reason}"
     return f"the TLS handshake failed: {reason or error}"
+
+
+@final
+class PlainWire:
+    """A `Wire` over a TCP socket in the clear."""
+
+    http1 = True
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.arrived_at = 0.0
+        self._stream = stream
+
+    async def receive(self) -> bytes:
+        """Wait for bytes; see `Wire`."""
+        data = await self._stream.receive_some(READ_BYTES)
+        self.arrived_at = trio.current_time()
+        return bytes(data)
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it; see `Wire`."""
+        await self._stream.send_all(data)
+
+    async def aclose(self) -> None:
+        """Close; see `Wire`."""
+        await trio.aclose_forcefully(self._stream)
 
 
 @final
