@@ -107,6 +107,9 @@ class Http1Connection:
         self._output.clear()
         return data
 
+    def drained(self) -> None:
+        """All output has gone; there is no more of it."""
+
     # -- what comes ----------------------------------------------------------------------------
 
     def receive(self, data: bytes, now: float) -> bool:

@@ -18,7 +18,8 @@ what is sent of their bodies bring it back. A peer that has used it up is cut of
 send keeps this side busy for long (RFC 9113 section 10.5).
 
 Memory: the unfinished frame (16 KiB), the unfinished header block (HEADER_BLOCK_BYTES_MAX), `h2`'s
-tables (a header table of HEADER_TABLE_BYTES each way), and the request bodies still to be sent. A
+tables (a header table of HEADER_TABLE_BYTES each way), UPLOAD_STEP of output beside control frames,
+and the request bodies still to be sent. A
 receiver that keeps its bytes bounds them by `hold`: STREAM_WINDOW at most.
 
 Source: RFC 9113.
@@ -58,6 +59,8 @@ HEADER_BLOCK_BYTES_MAX: Final = 2 * HEADER_LIST_BYTES_MAX
 """Of a header block as it is sent: HPACK as a rule makes it smaller than the list."""
 HEADER_TABLE_BYTES: Final = 4_096
 """Of ours, whatever the peer allows: hpack searches it from end to end for each header."""
+UPLOAD_STEP: Final = 131_072
+"""Of request bodies, at once: RST_STREAM never waits behind more than that."""
 PATIENCE: Final = 10_000
 PATIENCE_PER_S: Final = 1_000
 PATIENCE_PER_REQUEST: Final = 8
@@ -131,6 +134,7 @@ class Http2Connection:
         self.owed = 0
         """Bytes of DATA that came and have not been given back to the connection's window."""
         self._uploads: dict[int, Http2Stream] = {}  # bodies that wait for a window, oldest first
+        self._upload_room = UPLOAD_STEP  # until `drained`
         self._output = bytearray()  # frames made here; `h2` keeps its own
         self._rest = b""  # of the last frame
         self._in_headers = False  # a header block is unfinished: only CONTINUATION may come
@@ -218,6 +222,12 @@ class Http2Connection:
             data = bytes(self._output) + data  # see `_give_credit`
             self._output.clear()
         return data
+
+    def drained(self) -> None:
+        """All output has gone: more of the bodies may follow."""
+        self._upload_room = UPLOAD_STEP
+        if self._uploads and not self.failed:
+            self._upload_all()
 
     # -- what comes ----------------------------------------------------------------------------
 
@@ -491,7 +501,7 @@ class Http2Connection:
 
     def _upload_all(self) -> None:
         for stream in list(self._uploads.values()):
-            if self._h2.outbound_flow_control_window <= 0:
+            if self._h2.outbound_flow_control_window <= 0 or self._upload_room <= 0:
                 return
             self._upload(stream)
 
@@ -500,11 +510,14 @@ class Http2Connection:
         h2, body = self._h2, stream.body
         frame_max = min(h2.max_outbound_frame_size, FRAME_BYTES_MAX)
         while stream.sent < len(body):
-            size = min(h2.local_flow_control_window(stream.id), frame_max)
+            size = min(h2.local_flow_control_window(stream.id), frame_max, self._upload_room)
             if size <= 0:
+                if self._upload_room <= 0:  # then it is another's turn
+                    self._uploads[stream.id] = self._uploads.pop(stream.id)
                 return
             part = body[stream.sent : stream.sent + size]
             stream.sent += len(part)
+            self._upload_room -= len(part)
             self._calm()
             h2.send_data(stream.id, part, end_stream=stream.sent == len(body))
         del self._uploads[stream.id]

@@ -98,6 +98,9 @@ class HttpConnection(Protocol):
     def take_output(self) -> bytes:
         """What is to be sent now."""
 
+    def drained(self) -> None:
+        """All output has gone: there may be more."""
+
     def receive(self, data: bytes, now: float) -> bool:
         """Take bytes; whether a handler got data.
 

@@ -80,7 +80,10 @@ class Pair:
         self.to_server()
 
     def to_server(self) -> list[h2.events.Event]:
-        events = self.server.receive_data(self.client.take_output())
+        events = []
+        while data := self.client.take_output():
+            events += self.server.receive_data(data)
+            self.client.drained()
         self.events += events
         return events
 

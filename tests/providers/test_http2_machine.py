@@ -311,7 +311,7 @@ class Machine(RuleBasedStateMachine):
     def everything_arrives(self) -> None:
         if self.lost:
             return
-        while self.to_server or self.to_client:
+        while self.to_server or self.to_client or self.more():
             self.carry_to_server(10**9)
             self.carry_to_client(10**9)
         client, server = self.client, self.server
@@ -362,7 +362,15 @@ class Machine(RuleBasedStateMachine):
     def gather(self) -> None:
         if not self.lost:
             self.to_server += self.client.take_output()
+            if len(self.to_server) < 100_000:  # else the socket is full
+                self.client.drained()
+                self.to_server += self.client.take_output()
         self.to_client += self.server.data_to_send()
+
+    def more(self) -> bool:
+        """Whether bodies that waited for the socket go on."""
+        self.gather()
+        return bool(self.to_server)
 
     def note(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived):
