@@ -42,6 +42,8 @@ STARTS_MAX: Final = 8
 """Starts in a row that may fail in one slot, before it stays empty until SIGHUP."""
 PAUSE_S: Final = (0.1, 5.0)
 """Before the second start in a row, and at most; each pause doubles the one before."""
+SHORT_LIFE_S: Final = 5.0
+"""A worker that dies sooner after it was ready may do so for a reason that its successor has too."""
 KILL_MARGIN_S: Final = 1.0
 """Beyond `server.drain_s` from SIGTERM to SIGKILL."""
 _LINE_BYTES_MAX: Final = 4_096
@@ -129,8 +131,18 @@ class _Slot:
     name: str
     worker: Process | None = None
     """The one that serves; None while none does."""
+    short_lives: int = 0
+    """Workers in a row that were ready and died soon."""
     changing: trio.Lock = attrs.field(factory=trio.Lock)
     """Held while a worker starts: one at a time in each slot."""
+
+    def pause_after(self, lived_s: float) -> float:
+        """Seconds until a worker's successor is started: longer if they die soon, one by one."""
+        if lived_s >= SHORT_LIFE_S:
+            self.short_lives = 0
+            return 0.0
+        self.short_lives += 1
+        return min(PAUSE_S[0] * 2.0 ** (self.short_lives - 1), PAUSE_S[1])
 
 
 class _NotStarted(Exception):
@@ -254,6 +266,7 @@ class _Supervisor:
 
     async def _watch(self, slot: _Slot, process: Process) -> None:
         """Wait for a worker's end; fill its slot again if it was not meant to end."""
+        began_at = trio.current_time()
         code = await exited(process)
         self._buried(process)
         if self._stopping.is_set() or slot.worker is not process:
@@ -262,6 +275,7 @@ class _Supervisor:
             return
         slot.worker = None
         log.error("worker_died", slot=slot.name, pid=process.pid, how=how_it_ended(code))
+        await trio.sleep(slot.pause_after(trio.current_time() - began_at))
         await self._fill_again(slot)
 
     async def _fill_again(self, slot: _Slot) -> None:

@@ -369,3 +369,14 @@ async def asked(served: Running, path: str) -> AsyncIterator[None]:
 def report(text: str) -> None:
     """For `pytest -s`: the figures behind a pass."""
     print(text)  # noqa: T201
+
+
+def test_workers_that_die_soon_are_started_with_growing_pauses() -> None:
+    slot = supervisor._Slot("0")
+    first, most = supervisor.PAUSE_S
+    pauses = [slot.pause_after(1.0) for _ in range(12)]
+    assert pauses[:3] == [first, 2 * first, 4 * first]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == most
+    assert slot.pause_after(supervisor.SHORT_LIFE_S) == 0.0
+    assert slot.pause_after(1.0) == first
