@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import attrs
 import h11
@@ -13,13 +17,14 @@ import httpx
 import pytest
 import trio
 import trio.testing
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coach import config
 from coach.providers.exchange import Header, Origin, StreamError
 from coach.providers.http1 import EARLY_HEADS_MAX, Http1Connection
-from coach.providers.pool import Pool, open_pool_with
+from coach.providers.pool import Pool, open_pool, open_pool_with
 from coach.providers.stream import STREAM_WINDOW, ConnectionFailed
 
 from .peer import PlainWire
@@ -255,7 +260,8 @@ class Peer:
             await trio.aclose_forcefully(stream)
 
     async def _watch(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        assert not await stream.receive_some(1)
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert not await stream.receive_some(1)
         scope.cancel()
 
     async def _answer(self, protocol: h11.Connection, stream: trio.abc.Stream, body: bytes) -> None:
@@ -387,3 +393,37 @@ async def test_connections_that_are_not_needed_any_more_are_closed() -> None:
             pass
         await trio.sleep(130)
         assert peer.open == pool.statistics().connections == 1
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("protocols", [["http/1.1"], []], ids=["by ALPN", "without ALPN"])
+async def test_a_proxy_without_http_2_is_spoken_to_in_http_1_1(
+    tmp_path: Path, protocols: list[str]
+) -> None:
+    """On real sockets and TLS; a request that is cancelled ends its connection at once."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    peer = Peer()
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_ssl_over_tcp, peer.serve, 0, context, host="127.0.0.1")
+        listeners = await nursery.start(serve)
+        url = f"https://127.0.0.1:{listeners[0].transport_listener.socket.getsockname()[1]}"
+        provider = config.Provider(
+            name="p", base_url=url, model="m", api_key="k", ca_file=str(tmp_path / "ca.pem")
+        )
+        settings = config.Settings(provider=(provider,), pool=config.Pool(room_percent=0))
+        async with open_pool(settings) as pool, httpx.AsyncClient(transport=pool) as client:
+            for _ in range(3):
+                response = await client.post(url, content=b"hello")
+                assert (response.content, response.http_version) == (b"hello" * 2, "HTTP/1.1")
+            assert peer.dials == 1
+            peer.answers = 0
+            with trio.move_on_after(0.1):
+                await client.post(url, content=b"hello")
+            begun = trio.current_time()
+            await until(lambda: peer.deaths == 1)
+            assert trio.current_time() - begun < 1
+        nursery.cancel_scope.cancel()
