@@ -285,7 +285,7 @@ async def _soak(plan: Plan, folder: Path, seen: Seen) -> tuple[dict[str, float],
                 soak = Soak(plan, pool, origin, seen, random.Random(plan.seed))  # noqa: S311
                 return await soak.run(), pool.statistics().resets
         finally:
-            await stop_child(process, within_s=5)
+            await stop_child(process, within_s=5)  # noqa: ASYNC102  it shields itself
 
 
 def _wire_of(stream: Any) -> TimedWire | None:
