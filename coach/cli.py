@@ -11,7 +11,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import trio
 import typer
@@ -34,6 +34,8 @@ ConfigOption = Annotated[
 DataDirOption = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder for the embedded Redis, keys and logs.")
 ]
+
+Model = Literal["simulated", "local"]
 
 
 def main() -> None:
@@ -166,11 +168,21 @@ def demo(
     check: Annotated[
         bool, typer.Option("--check", help="Run one writer from typing to grade, then stop.")
     ] = False,
+    model: Annotated[
+        Model, typer.Option(help="Who answers where no provider is configured.")
+    ] = "simulated",
 ) -> None:
     """Run everything on this machine: Redis, simulated provider, workers and a grader."""
     from .demo import run_demo
 
-    run = partial(run_demo, port=port, data_dir=data_dir, config_file=config_file, check=check)
+    run = partial(
+        run_demo,
+        port=port,
+        data_dir=data_dir,
+        config_file=config_file,
+        check=check,
+        local_model=model == "local",
+    )
     sys.exit(trio.run(run))
 
 

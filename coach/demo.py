@@ -39,8 +39,13 @@ STOP_S_MAX: Final = 2.5
 DRAIN_S_MAX: Final = 1.5
 POLL_S: Final = 0.03
 SIMULATOR: Final = "simulator"
+LOCAL_MODEL: Final = "local-model"
+PROVIDERS: Final = frozenset((SIMULATOR, LOCAL_MODEL))
+"""Parts that the others ask."""
 CHECK_S: Final = 10.0
 """How long the student of a check types."""
+LOCAL_OUTPUT_TOKENS: Final = 160
+"""Of one answer: a local model writes some ninety tokens a second, for everybody together."""
 QUOTA: Final = {
     "requests_per_minute": 4_000,
     "input_tokens_per_minute": 4_000_000,
@@ -50,7 +55,12 @@ QUOTA: Final = {
 
 
 async def run_demo(
-    *, port: int | None, data_dir: Path | None, config_file: Path | None, check: bool
+    *,
+    port: int | None,
+    data_dir: Path | None,
+    config_file: Path | None,
+    check: bool,
+    local_model: bool = False,
 ) -> int:
     """Run everything until SIGINT or SIGTERM, or for one student. Returns the exit code.
 
@@ -60,6 +70,7 @@ async def run_demo(
         folder that is removed afterwards.
       config_file: the operator's own settings.
       check: run one student from typing to grade on free ports, say what was seen, and stop.
+      local_model: where no provider is configured, a small real model instead of the simulator.
 
     Raises:
       ConfigurationError: a part does not start, or ends on its own; the others have been stopped.
@@ -72,7 +83,7 @@ async def run_demo(
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-                async with _open_everything(settings) as url:
+                async with _open_everything(settings, local_model=local_model) as url:
                     if check:
                         code = 0 if (await _check(url)).ok else 1
                     else:
@@ -114,7 +125,7 @@ def _settings(
 
 
 @asynccontextmanager
-async def _open_everything(settings: config.Settings) -> AsyncIterator[str]:
+async def _open_everything(settings: config.Settings, *, local_model: bool) -> AsyncIterator[str]:
     """Start all parts in order; gives the page's address once it is there.
 
     Raises:
@@ -127,7 +138,8 @@ async def _open_everything(settings: config.Settings) -> AsyncIterator[str]:
             environ["COACH_REDIS__URL"] = server.url
         parts = await stack.enter_async_context(_open_parts(settings.data_path, environ))
         if not settings.provider:
-            environ["COACH_PROVIDER"] = await _start_simulator(parts, settings.data_path)
+            start = _start_local_model if local_model else _start_simulator
+            environ["COACH_PROVIDER"] = await start(parts, settings.data_path)
         parts.start("serve", ["-m", "coach", "serve"])
         parts.start("grade", ["-m", "coach", "grade"])
         url = f"http://{settings.server.bind}"
@@ -184,7 +196,7 @@ class _Parts:
 async def _open_parts(data_dir: Path, environ: dict[str, str]) -> AsyncIterator[_Parts]:
     """Processes that are all stopped when the block is left.
 
-    Those that use the simulator end first, so that no feedback breaks off at the last moment.
+    Those that ask the provider end first, so that no feedback breaks off at the last moment.
     """
     _prepare(data_dir)
     async with trio.open_nursery() as nursery:
@@ -194,10 +206,10 @@ async def _open_parts(data_dir: Path, environ: dict[str, str]) -> AsyncIterator[
         finally:
             nursery.cancel_scope.cancel("the demo ends")
             with trio.CancelScope(shield=True):
-                for is_simulator in (False, True):
+                for is_provider in (False, True):
                     async with trio.open_nursery() as stopping:
                         for part in parts.started:
-                            if (part.name == SIMULATOR) is is_simulator:
+                            if (part.name in PROVIDERS) is is_provider:
                                 stop = partial(stop_child, part.process, within_s=STOP_S_MAX)
                                 stopping.start_soon(stop)
 
@@ -217,19 +229,39 @@ async def _start_simulator(parts: _Parts, data_dir: Path) -> str:
     arguments = ["-m", "coach.simulator", "--data-dir", str(data_dir)]
     for name, value in QUOTA.items():
         arguments += [f"--{name.replace('_', '-')}", f"{value}"]
-    simulator = parts.start(SIMULATOR, arguments)
-    with _patience("the simulator"):
-        while not (said := simulator.last_line()).startswith("ready "):  # noqa: ASYNC110  a file
-            await trio.sleep(POLL_S)
+    url = await _until_it_says_ready(parts.start(SIMULATOR, arguments))
     provider = {
         "name": "simulator",
-        "base_url": said.removeprefix("ready "),
+        "base_url": url,
         "model": "sim-writer-1",
         "api_key": "simulated",
         "ca_file": str(data_dir / "simulator-ca.pem"),
         "quota": QUOTA,
     }
     return msgspec.json.encode([provider]).decode()
+
+
+async def _start_local_model(parts: _Parts, data_dir: Path) -> str:
+    """Start a small model on this machine; otherwise like `_start_simulator`."""
+    del data_dir
+    url = await _until_it_says_ready(parts.start(LOCAL_MODEL, ["-m", "coach.local_model"]))
+    provider = {
+        "name": "local",
+        "kind": "openai-compatible",
+        "base_url": url,
+        "model": "smollm2-135m-instruct",
+        "api_key": "none",
+        "feedback_output_tokens_max": LOCAL_OUTPUT_TOKENS,
+    }
+    return msgspec.json.encode([provider]).decode()
+
+
+async def _until_it_says_ready(part: _Part) -> str:
+    """The address that a provider's process says it serves."""
+    with _patience(part.name):
+        while not (said := part.last_line()).startswith("ready "):  # noqa: ASYNC110  a file
+            await trio.sleep(POLL_S)
+    return said.removeprefix("ready ")
 
 
 async def _until_ready(url: str) -> None:

