@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,24 @@ import trio
 
 END_S_MAX = 12.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_ENDED = frozenset("ZX")
+
+
+class ProcessEnded(Exception):
+    """The process that was to be measured is no more."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"process {pid} has ended")
+        self.pid = pid
 
 
 @asynccontextmanager
 async def open_process(
-    command: Sequence[str], *, log: Path, piped: bool = False
+    command: Sequence[str],
+    *,
+    log: Path,
+    piped: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[trio.Process]:
     """Run `command` while the block runs; then SIGTERM, and SIGKILL after `END_S_MAX`.
 
@@ -27,6 +40,7 @@ async def open_process(
       command: program and arguments.
       log: where its standard error goes, and its standard output unless piped.
       piped: standard input and output are pipes for the caller.
+      env: variables to set on top of this process's own.
     """
     with log.open("ab") as sink:
         pipe = subprocess.PIPE if piped else None
@@ -39,6 +53,7 @@ async def open_process(
                     stdout=pipe or sink,
                     stderr=sink,
                     check=False,
+                    env={**os.environ, **(env or {})},
                 )
             )
             try:
@@ -59,21 +74,41 @@ async def _end(process: trio.Process) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU, user and system, that process `pid` has used; source: proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """Seconds of CPU, user and system, that process `pid` has used; source: proc(5).
+
+    Raises:
+      ProcessEnded: it has.
+    """
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    if fields[0] in _ENDED:
+        raise ProcessEnded(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 def children(pid: int) -> list[int]:
-    """Processes that `pid` has started and that still run."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in listed.split()]
+    """Processes that `pid` has started and that still run.
+
+    Raises:
+      ProcessEnded: `pid` has.
+    """
+    return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of process `pid` that is in RAM."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    """Memory of process `pid` that is in RAM.
+
+    Raises:
+      ProcessEnded: it has.
+    """
+    pages = int(_read(pid, "statm").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessEnded(pid) from error
 
 
 def free_port() -> int:

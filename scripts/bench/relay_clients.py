@@ -16,6 +16,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import selectors
 import socket
 import struct
@@ -28,7 +29,8 @@ from urllib.parse import urlsplit
 import attrs
 
 DELTA = b'{"type":"delta"'
-STAMP = b'"text":"@'
+STAMP = re.compile(rb"@(\d+\.\d{6}) ")
+"""In the text of each provider event; one message may carry several events, each with its own."""
 RECEIVE_BYTES = 65_536
 
 
@@ -37,6 +39,9 @@ class Counts:
     """What one process has seen."""
 
     events: int = 0
+    """Of the provider, by their stamps."""
+    messages: int = 0
+    """Deltas; each with one event or more."""
     bytes: int = 0
     reads: int = 0
     done: int = 0
@@ -121,27 +126,27 @@ class Client:
             if end - payload < length:
                 break
             if buffer.startswith(DELTA, payload):
-                self._delta(buffer, payload, now)
+                self._delta(buffer, payload, payload + length, now)
             else:
                 self._other(buffer[at] & 0x0F, buffer[payload : payload + length])
             at = payload + length
         self._buffer = buffer[at:]
 
-    def _delta(self, buffer: bytes, at: int, now: float) -> None:
+    def _delta(self, buffer: bytes, at: int, end: int, now: float) -> None:
         counts = self._loop.counts
-        counts.events += 1
+        stamps = STAMP.findall(buffer, at, end)
+        counts.messages += 1
+        counts.events += len(stamps)
         if not self.flowing:
             self.flowing = True
             counts.ttft_ms.append((now - self._asked_at) * 1000)
             self._loop.flowing += 1
-        stamp = buffer.find(STAMP, at)
-        if stamp >= 0:
-            sent = float(buffer[stamp + 9 : buffer.index(b" ", stamp)])
-            counts.latencies_ms.append((now - sent) * 1000)
+        for stamp in stamps:
+            counts.latencies_ms.append((now - float(stamp)) * 1000)
 
     def _other(self, opcode: int, payload: bytes) -> None:
         if opcode == 0x9:  # ping: the same again as a pong
-            self.socket.sendall(_frame(0x8A, payload))
+            self.socket.sendall(masked_frame(0x8A, payload))
         elif opcode == 0x8:
             self._loop.count_error("close_frame")
         elif payload.startswith(b'{"type":"done"'):
@@ -152,7 +157,7 @@ class Client:
             self._loop.count_error(str(json.loads(payload)["code"]))
 
     def _send(self, message: dict[str, Any]) -> None:
-        self.socket.sendall(_frame(0x81, json.dumps(message).encode()))
+        self.socket.sendall(masked_frame(0x81, json.dumps(message).encode()))
 
 
 class Loop:
@@ -224,7 +229,7 @@ class Loop:
         return tokens
 
 
-def _frame(head: int, payload: bytes) -> bytes:
+def masked_frame(head: int, payload: bytes) -> bytes:
     """A client's frame; masked with zeros, which RFC 6455 allows and costs nothing."""
     length = len(payload)
     size = struct.pack("!B", 0x80 | length) if length < 126 else struct.pack("!BH", 0xFE, length)

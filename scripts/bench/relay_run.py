@@ -1,330 +1,236 @@
-"""The relay benchmark itself: starts the processes, measures one window, prints the table."""
+"""The relay benchmark's command line: which relays at which loads, in turns, and the tables."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import os
-import ssl
 import sys
-import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import attrs
-import httpx
 import trio
-from processes import children, cpu_s, free_port, open_process, resident_bytes
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from relay_handshakes import handshakes, handshakes_markdown, handshakes_table
+from relay_peers import PEERS, PeerMissing, Variant, prepare
+from relay_stage import Plan, measure
+from relay_tables import comparison, markdown, medians, single
+from rich.console import Console, RenderableType
 
 from coach.errors import ConfigurationError, first_error
-from coach.simulator.corpus import load_essays
-from coach.store import open_embedded
 
-START_S_MAX = 30.0
-SETTLE_S = 2.0
-
-
-@attrs.frozen(kw_only=True)
-class Plan:
-    """What is measured."""
-
-    clients: int
-    events_per_s: float
-    seconds: float
-    ramp_s: float
-    ttft_ms: float
-    load_processes: int
-
-    @property
-    def answer_events(self) -> int:
-        """So many that a turn is open from the ramp to the end of the window."""
-        return math.ceil((2 * self.ramp_s + SETTLE_S + self.seconds + 20) * self.events_per_s)
+MATRIX = ((100, 10.0), (300, 10.0), (600, 10.0), (200, 30.0))
+TRIES = 3
+HANDSHAKES = 1_000
 
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
     options = _parser().parse_args()
-    plan = Plan(
-        clients=options.clients,
-        events_per_s=options.rate,
-        seconds=options.seconds,
-        ramp_s=options.ramp,
-        ttft_ms=options.ttft_ms,
-        load_processes=options.load_processes or math.ceil(options.clients / 300),
-    )
     console = Console()
-    figures: dict[str, Any] | None = None
-    complaint = ""
+    variants, left_out = _prepared(options)
+    for line in left_out:
+        console.print(f"left out: {line}", style="yellow")
+    if not variants:
+        print("relay: no relay is left to measure", file=sys.stderr)
+        return 2
+    if options.handshakes:
+        rows, failures = _handshakes(options, variants, console)
+        table: RenderableType = handshakes_table(rows)
+        text = handshakes_markdown(rows)
+    else:
+        rows, failures = _matrix(options, variants, console)
+        alone = len(rows) == 1 and "failed" not in rows[0]
+        table = single(rows[0]) if alone else comparison(rows)
+        text = markdown(rows)
+    console.print(table)
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.markdown is not None:
+        options.markdown.write_text(text)
+    for line in failures:
+        print(f"relay: {line}", file=sys.stderr)
+    if not any(row.get("cpu_us_per_event") or row.get("handshakes") for row in rows):
+        return 2
+    return 1 if failures or any(row.get("errors") for row in rows) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="relay", description="CPU and latency of relaying provider events."
+    )
+    add = parser.add_argument
+    add(
+        "--peers",
+        type=_peers,
+        default=("coach",),
+        metavar="LIST",
+        help=f"relays to measure, of {','.join(PEERS)} (coach)",
+    )
+    add("--clients", type=_count, default=300, metavar="N", help="open turns (300)")
+    add("--rate", type=_positive, default=10.0, metavar="N", help="events a second of each (10)")
+    add("--seconds", type=_positive, default=15.0, metavar="S", help="length of the window (15)")
+    add("--ramp", type=_positive, default=5.0, metavar="S", help="clients come over S seconds (5)")
+    add("--ttft-ms", type=_positive, default=200.0, metavar="MS", help="the simulator's (200)")
+    add("--load-processes", type=_count, metavar="N", help="one for every 300 clients")
+    add(
+        "--delta-window",
+        type=_windows,
+        default=(None,),
+        metavar="S[,S]",
+        help="coach's server.delta_window_s; several: one line of the table each (its default)",
+    )
+    loads = ", ".join(f"{clients} × {rate:g}/s" for clients, rate in MATRIX)
+    add("--matrix", action="store_true", help=f"{loads} instead of --clients and --rate")
+    add("--repeat", type=_count, metavar="N", help="runs of each; medians count (1; matrix: 3)")
+    add(
+        "--handshakes",
+        action="store_true",
+        help="measure opening and idling WebSockets instead, also of trio-websocket alone",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there as well")
+    return parser
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PEERS)}")
+    return names
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _windows(text: str) -> tuple[float, ...]:
+    windows = tuple(float(part) for part in text.split(","))
+    if not all(0 <= window <= 1 for window in windows):
+        raise argparse.ArgumentTypeError("between 0 and 1 second")
+    return windows
+
+
+def _prepared(options: argparse.Namespace) -> tuple[list[Variant], list[str]]:
+    """The lines of the table, and what cannot be measured here."""
+    variants, left_out = [], []
+    for peer in options.peers:
+        try:
+            prepare(peer)
+        except PeerMissing as missing:
+            left_out.append(f"{peer}: {missing}")
+        else:
+            variants += _variants(peer, options)
+    return variants, left_out
+
+
+def _variants(peer: str, options: argparse.Namespace) -> list[Variant]:
+    if peer != "coach" or options.handshakes:
+        return [Variant(name=peer, peer=peer)]
+    return [
+        Variant(
+            name="coach" if window is None else f"coach, window {window * 1000:g} ms",
+            peer=peer,
+            delta_window_s=window,
+        )
+        for window in options.delta_window
+    ]
+
+
+def _matrix(
+    options: argparse.Namespace, variants: list[Variant], console: Console
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """All loads; at each, the relays in turns (A B C A B C), since the machine is not alone."""
+    loads = MATRIX if options.matrix else ((options.clients, options.rate),)
+    repeat = options.repeat or (TRIES if options.matrix else 1)
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for clients, rate in loads:
+        plan = Plan(
+            clients=clients,
+            events_per_s=rate,
+            seconds=options.seconds,
+            ramp_s=options.ramp,
+            ttft_ms=options.ttft_ms,
+            load_processes=options.load_processes,
+        )
+        runs: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
+        complaints: dict[str, str] = {}
+        for number in range(repeat):
+            for variant in variants:
+                said = f"{variant.name}: {clients} clients × {rate:g}/s"
+                said += f", run {number + 1} of {repeat} …" if repeat > 1 else " …"
+                console.print(said, style="dim")
+                figures, complaint = _tried(measure, plan, variant)
+                if figures is not None:
+                    runs[variant.name].append(figures)
+                else:
+                    complaints[variant.name] = complaint
+                    failures.append(f"{variant.name}: {clients} × {rate:g}/s: {complaint}")
+        rows += [
+            _row(plan, variant, runs[variant.name], complaints.get(variant.name))
+            for variant in variants
+        ]
+    return rows, failures
+
+
+def _row(
+    plan: Plan, variant: Variant, runs: list[dict[str, Any]], complaint: str | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = (
+        medians(runs)
+        if runs
+        else {
+            "relay": variant.name,
+            "clients": plan.clients,
+            "rate": plan.events_per_s,
+            "cpu_us_per_event": {},
+        }
+    )
+    if complaint is not None:
+        row["failed"] = "a run failed" if runs else "failed"
+    return row
+
+
+def _handshakes(
+    options: argparse.Namespace, variants: list[Variant], console: Console
+) -> tuple[list[dict[str, Any]], list[str]]:
+    variants = [*variants, Variant(name="trio-websocket alone", peer="trio-websocket")]
+    repeat = options.repeat or TRIES
+    runs: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
+    failures = []
+    for number in range(repeat):
+        for variant in variants:
+            console.print(
+                f"{variant.name}: handshakes, run {number + 1} of {repeat} …", style="dim"
+            )
+            figures, complaint = _tried(handshakes, variant, HANDSHAKES)
+            if figures is not None:
+                runs[variant.name].append(figures)
+            else:
+                failures.append(f"{variant.name}: {complaint}")
+    return [medians(found) for found in runs.values() if found], failures
+
+
+def _tried(
+    measured: Callable[..., Coroutine[Any, Any, dict[str, Any]]], *arguments: object
+) -> tuple[dict[str, Any] | None, str]:
+    """The figures, or why there are none, in one line."""
     try:
-        figures = trio.run(_measure, plan, console)
+        return trio.run(measured, *arguments), ""
     except* trio.TooSlowError:
         complaint = "the clients did not come up in time"
     except* ConfigurationError as group:
         complaint = str(first_error(group))
-    except* KeyboardInterrupt:
-        complaint = "interrupted"
-    if figures is None:
-        print(f"relay: {complaint}", file=sys.stderr)
-        return 2
-    console.print(_table(plan, figures))
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return 1 if figures["errors"] else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="CPU and latency of relaying provider events.")
-    add = parser.add_argument
-    add("--clients", type=int, default=300, metavar="N", help="open turns (300)")
-    add("--rate", type=float, default=10.0, metavar="N", help="events a second of each (10)")
-    add("--seconds", type=float, default=15.0, metavar="S", help="length of the window (15)")
-    add("--ramp", type=float, default=5.0, metavar="S", help="clients arrive over S seconds (5)")
-    add("--ttft-ms", type=float, default=200.0, metavar="MS", help="the simulator's (200)")
-    add("--load-processes", type=int, metavar="N", help="one for every 300 clients")
-    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    return parser
-
-
-async def _measure(plan: Plan, console: Console) -> dict[str, Any]:
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coach-relay-")))
-        console.print(f"starting coach for {plan.clients} clients …", style="dim")
-        redis = await stack.enter_async_context(open_embedded(folder))
-        provider_url, ca = f"https://127.0.0.1:{free_port()}", folder / "simulator-ca.pem"
-        simulator = await stack.enter_async_context(
-            open_process(_simulator(plan, provider_url, folder), log=folder / "simulator.log")
-        )
-        await _until_answers(f"{provider_url}/stats", ca, simulator, folder / "simulator.log")
-        url = f"http://127.0.0.1:{free_port()}"
-        config = folder / "coach.toml"
-        config.write_text(_settings(folder, redis.url, url, provider_url, ca, plan))
-        supervisor = await stack.enter_async_context(
-            open_process(
-                [sys.executable, "-m", "coach", "serve", "--config", str(config)],
-                log=folder / "coach.log",
-            )
-        )
-        await _until_answers(f"{url}/readyz", None, supervisor, folder / "coach.log")
-        (worker,) = children(supervisor.pid)
-
-        clients = [
-            await stack.enter_async_context(
-                open_process(_load(plan, url, count), log=folder / "clients.log", piped=True)
-            )
-            for count in _shares(plan.clients, plan.load_processes)
-        ]
-        with trio.fail_after(START_S_MAX + plan.ramp_s * 2):
-            for client in clients:
-                if await _line(client) != "ready":
-                    raise ConfigurationError(_end_of(folder / "clients.log"))
-        console.print("steady; measuring …", style="dim")
-        await trio.sleep(SETTLE_S)
-        groups = {
-            "web worker": [worker],
-            "simulator": [simulator.pid],
-            "load generator": [client.pid for client in clients],
-            "valkey": [redis.pid],
-        }
-        return await _window(plan, groups, clients, provider_url, ca, worker)
-
-
-async def _window(
-    plan: Plan,
-    groups: dict[str, list[int]],
-    clients: list[trio.Process],
-    provider_url: str,
-    ca: Path,
-    worker: int,
-) -> dict[str, Any]:
-    """Measure for `plan.seconds`; the CPU is read right around the counting."""
-    for client in clients:
-        await _tell(client, "begin")
-    stats, begun_s, cpu = await _stats(provider_url, ca), trio.current_time(), _cpu(groups)
-    await trio.sleep(plan.seconds)
-    ended_s, cpu_after = trio.current_time(), _cpu(groups)
-    stats_after = await _stats(provider_url, ca)
-    counts = []
-    for client in clients:
-        await _tell(client, "end")
-        counts.append(json.loads(await _line(client)))
-
-    elapsed_s = ended_s - begun_s
-    events = int(stats_after["events_sent"] - stats["events_sent"])
-    errors: dict[str, int] = {}
-    for count in counts:
-        for code, number in count["errors"].items():
-            errors[code] = errors.get(code, 0) + number
-    ttft = [value - plan.ttft_ms for count in counts for value in count["ttft_ms"]]
-    latencies = [value for count in counts for value in count["latencies_ms"]]
-    received = sum(count["events"] for count in counts)
-    return {
-        "clients": plan.clients,
-        "seconds": round(elapsed_s, 2),
-        "events": events,
-        "events_per_s": round(events / elapsed_s, 1),
-        "received": received,
-        "worker_cpu_us_per_event": round(
-            (cpu_after["web worker"] - cpu["web worker"]) / events * 1e6, 1
-        ),
-        "cpu_us_per_event": {
-            name: round((cpu_after[name] - cpu[name]) / events * 1e6, 1) for name in groups
-        },
-        "cpu_percent": {
-            name: round((cpu_after[name] - cpu[name]) / elapsed_s * 100, 1) for name in groups
-        },
-        "latency_ms": _percentiles(latencies),
-        "ttft_added_ms": _percentiles(ttft),
-        "turns_done": sum(count["done"] for count in counts),
-        "events_per_read": round(received / max(1, sum(count["reads"] for count in counts)), 2),
-        "worker_resident_mb": round(resident_bytes(worker) / 1e6, 1),
-        "errors": errors,
-    }
-
-
-def _simulator(plan: Plan, url: str, folder: Path) -> list[str]:
-    port = url.rpartition(":")[2]
-    options = {
-        "port": port,
-        "data-dir": str(folder),
-        "ttft-ms": str(plan.ttft_ms),
-        "ttft-jitter-ms": "0",
-        "events-per-s": str(plan.events_per_s),
-        "feedback-events-min": str(plan.answer_events),
-        "stamp": "true",
-    }
-    command = [sys.executable, "-m", "coach.simulator"]
-    return command + [part for name, value in options.items() for part in (f"--{name}", value)]
-
-
-def _load(plan: Plan, url: str, clients: int) -> list[str]:
-    essay = load_essays()[0].text
-    script = Path(__file__).with_name("relay_clients.py")
-    options = {"url": url, "clients": str(clients), "ramp": str(plan.ramp_s), "essay": essay}
-    command = [sys.executable, str(script)]
-    return command + [part for name, value in options.items() for part in (f"--{name}", value)]
-
-
-def _settings(
-    folder: Path, redis_url: str, url: str, provider_url: str, ca: Path, plan: Plan
-) -> str:
-    """One worker, and no limit that this load could reach."""
-    return f"""
-data_dir = "{folder}"
-[redis]
-url = "{redis_url}"
-[server]
-bind = "{url.removeprefix("http://")}"
-workers = 1
-[limits]
-user_requests_per_minute = 1000000
-user_tokens_per_minute = 1000000000
-org_requests_per_minute = 1000000
-org_tokens_per_minute = 1000000000
-[log]
-level = "warning"
-[[provider]]
-name = "simulator"
-base_url = "{provider_url}"
-model = "sim-1"
-api_key = "bench"
-ca_file = "{ca}"
-feedback_output_tokens_max = {plan.answer_events * 16}
-"""
-
-
-def _shares(total: int, parts: int) -> list[int]:
-    return [total // parts + (index < total % parts) for index in range(parts)]
-
-
-def _cpu(groups: dict[str, list[int]]) -> dict[str, float]:
-    return {name: sum(map(cpu_s, pids)) for name, pids in groups.items()}
-
-
-async def _line(process: trio.Process) -> str:
-    assert process.stdout is not None
-    line = b""
-    while not line.endswith(b"\n"):
-        data = await process.stdout.receive_some()
-        if not data:
-            raise ConfigurationError("a load process has died; see its log")
-        line += data
-    return line.decode().strip()
-
-
-async def _tell(process: trio.Process, word: str) -> None:
-    assert process.stdin is not None
-    await process.stdin.send_all(word.encode() + b"\n")
-
-
-async def _stats(url: str, ca: Path) -> dict[str, Any]:
-    async with httpx.AsyncClient(verify=_trust(ca), trust_env=False) as client:
-        stats: dict[str, Any] = (await client.get(f"{url}/stats")).json()
-        return stats
-
-
-async def _until_answers(url: str, ca: Path | None, process: trio.Process, log: Path) -> None:
-    verify: ssl.SSLContext | bool = True
-    with trio.move_on_after(START_S_MAX):
-        while process.returncode is None:
-            try:
-                if ca is not None:
-                    verify = _trust(ca)
-                async with httpx.AsyncClient(verify=verify, trust_env=False) as client:
-                    if (await client.get(url)).status_code == 200:
-                        return
-            except (httpx.TransportError, OSError):
-                pass
-            await trio.sleep(0.1)
-    raise ConfigurationError(f"{url} does not answer:\n{_end_of(log)}")
-
-
-def _end_of(log: Path) -> str:
-    return log.read_text()[-2_000:]
-
-
-def _trust(ca: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(ca))
-
-
-def _percentiles(values: list[float]) -> dict[str, float | None]:
-    ordered = sorted(values)
-    return {
-        f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 2)
-        if ordered
-        else None
-        for percent in (50, 95, 99)
-    }
-
-
-def _table(plan: Plan, figures: dict[str, Any]) -> Group:
-    cpu = Table(
-        title=f"{plan.clients} turns × {plan.events_per_s:g} events/s, {figures['seconds']} s,"
-        f" {os.cpu_count()} cores shared by all",
-        title_justify="left",
-    )
-    for name in ("process", "CPU µs per event", "of one core"):
-        cpu.add_column(name, justify="left" if name == "process" else "right")
-    for name, cost in figures["cpu_us_per_event"].items():
-        cpu.add_row(name, f"{cost:.1f}", f"{figures['cpu_percent'][name]:.0f} %")
-    times = Table()
-    for name in ("", "p50", "p95", "p99"):
-        times.add_column(name, justify="right" if name else "left")
-    for name, key in (
-        ("latency added to an event", "latency_ms"),
-        ("time to first token added", "ttft_added_ms"),
-    ):
-        values = figures[key].values()
-        times.add_row(name, *("–" if value is None else f"{value:.1f} ms" for value in values))
-    note = Text(
-        f"{figures['events']} events sent, {figures['received']} received,"
-        f" {figures['events_per_s']} a second, {figures['events_per_read']} a read;"
-        f" worker {figures['worker_resident_mb']} MB;"
-        f" errors: {figures['errors'] or 'none'}",
-        style="dim",
-    )
-    return Group(cpu, times, note)
+    return None, complaint
