@@ -1,4 +1,4 @@
-"""A whole coach of real processes on free ports: Valkey, simulator, workers, a grader."""
+"""A whole coach of real processes on free ports: Valkey, simulators, workers, a grader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +26,25 @@ CLOSE_S_MAX = 1.0
 POLL_S = 0.01
 
 
+@attrs.frozen
+class Simulator:
+    """A simulated provider: what it has seen, and how it is to behave."""
+
+    url: str
+    ca: str
+
+    async def stats(self) -> dict[str, float]:
+        """Its `/stats`."""
+        async with httpx.AsyncClient(verify=_trust(self.ca)) as client:
+            stats: dict[str, float] = (await client.get(f"{self.url}/stats")).json()
+            return stats
+
+    async def control(self, **settings: object) -> None:
+        """Change its latencies and faults."""
+        async with httpx.AsyncClient(verify=_trust(self.ca)) as client:
+            (await client.post(f"{self.url}/control", json=settings)).raise_for_status()
+
+
 @attrs.define(eq=False)
 class Stack:
     """What runs, and where."""
@@ -36,20 +55,17 @@ class Stack:
     data_dir: Path
     supervisor: Process
     grader: Process | None
-    _ca: str
+    providers: Mapping[str, Simulator]
+    """By name, in the order of preference: `simulator`, and `second` where there is one."""
     _environment: Mapping[str, str]
 
     async def simulator(self) -> dict[str, float]:
         """The simulator's `/stats`."""
-        async with httpx.AsyncClient(verify=_trust(self._ca)) as client:
-            response = await client.get(f"{self.simulator_url}/stats")
-            stats: dict[str, float] = response.json()
-            return stats
+        return await self.providers["simulator"].stats()
 
     async def control(self, **settings: object) -> None:
         """Change the simulator's latencies and faults."""
-        async with httpx.AsyncClient(verify=_trust(self._ca)) as client:
-            (await client.post(f"{self.simulator_url}/control", json=settings)).raise_for_status()
+        await self.providers["simulator"].control(**settings)
 
     async def token(self) -> str:
         """A new student's token."""
@@ -57,14 +73,15 @@ class Stack:
             token: str = (await client.post(f"{self.url}/api/token")).json()["token"]
             return token
 
-    async def metric(self, name: str) -> float:
-        """The sum of a metric's samples over its labels."""
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples over the labels that are not given."""
         async with plain_client() as client:
             text = (await client.get(f"{self.url}/metrics")).text
+        given = [f'{label}="{value}"' for label, value in labels.items()]
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in text.splitlines()
-            if line.startswith((f"{name} ", f"{name}{{"))
+            if line.startswith((f"{name} ", f"{name}{{")) and all(each in line for each in given)
         ]
         return sum(values)
 
@@ -137,6 +154,8 @@ async def open_stack(
     simulator: Sequence[str] = (),
     settings: str = "",
     provider: str = "",
+    second: Sequence[str] | None = None,
+    second_provider: str = "",
     environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stack]:
     """Start everything, wait until it serves, end it by SIGTERM and check that it ended well.
@@ -150,17 +169,27 @@ async def open_stack(
       simulator: further options of the simulator's command line.
       settings: further TOML: keys of [server], then whole sections.
       provider: further lines of the provider's table.
+      second: options of a second simulator, which speaks OpenAI's protocol; None: there is none.
+      second_provider: further lines of that provider's table.
       environ: further environment of coach's processes.
     """
     path = data_dir / "coach.toml"
     environment = {**os.environ, "COACH_CONFIG": str(path), **(environ or {})}
-    async with open_embedded(data_dir) as redis, open_simulator(data_dir, *simulator) as provided:
+    async with AsyncExitStack() as exits:
+        redis = await exits.enter_async_context(open_embedded(data_dir))
+        provided = await exits.enter_async_context(open_simulator(data_dir, *simulator))
+        providers = {"simulator": Simulator(provided, str(data_dir / "simulator-ca.pem"))}
+        tables = _provider("simulator", providers["simulator"], provider)
+        if second is not None:
+            folder = data_dir / "second"
+            folder.mkdir()
+            options = ("--protocol", "openai", *second)
+            url = await exits.enter_async_context(open_simulator(folder, *options))
+            providers["second"] = Simulator(url, str(folder / "simulator-ca.pem"))
+            tables += _provider("second", providers["second"], f'kind = "openai"\n{second_provider}')
         bind = f"127.0.0.1:{free_port()}"
-        ca = data_dir / "simulator-ca.pem"
         path.write_text(
-            f'data_dir = "{data_dir}"\n'
-            f'[[provider]]\nname = "simulator"\nbase_url = "{provided}"\nmodel = "sim-1"\n'
-            f'api_key = "test"\nca_file = "{ca}"\n{provider}\n'
+            f'data_dir = "{data_dir}"\n{tables}'
             f'[redis]\nurl = "{redis.url}"\n'
             f'[server]\nbind = "{bind}"\nworkers = {workers}\n{settings}\n'
         )
@@ -171,7 +200,7 @@ async def open_stack(
             data_dir=data_dir,
             supervisor=_coach(data_dir, "serve", environment),
             grader=_coach(data_dir, "grade", environment) if grader else None,
-            ca=str(ca),
+            providers=providers,
             environment=environment,
         )
         try:
@@ -314,6 +343,13 @@ async def until_ready(url: str, process: Process) -> None:
 def plain_client() -> httpx.AsyncClient:
     """A client that loads no certificates, which takes 20 ms."""
     return httpx.AsyncClient(verify=False, trust_env=False)
+
+
+def _provider(name: str, simulator: Simulator, more: str) -> str:
+    return (
+        f'[[provider]]\nname = "{name}"\nbase_url = "{simulator.url}"\nmodel = "sim-1"\n'
+        f'api_key = "test"\nca_file = "{simulator.ca}"\n{more}\n'
+    )
 
 
 def _coach(data_dir: Path, name: str, environ: Mapping[str, str]) -> Process:
