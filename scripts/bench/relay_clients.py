@@ -195,6 +195,10 @@ class Loop:
                 elif self._told() == "end":
                     return
 
+    def close(self) -> None:
+        """Close the selector; connections are their clients'."""
+        self._selector.close()
+
     def drop(self, client: Client) -> None:
         """Forget a connection that has ended."""
         self._selector.unregister(client.socket)

@@ -22,12 +22,15 @@ from coach.errors import ConfigurationError, first_error
 MATRIX = ((100, 10.0), (300, 10.0), (600, 10.0), (200, 30.0))
 TRIES = 3
 HANDSHAKES = 1_000
+WIDTH_OF_FILES = 160
 
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
     options = _parser().parse_args()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_FILES)
     variants, left_out = _prepared(options)
     for line in left_out:
         console.print(f"left out: {line}", style="yellow")
