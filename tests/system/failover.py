@@ -19,7 +19,9 @@ from tests.support.stack import Stack, Student, open_stack
 
 FIRST, SECOND = "simulator", "second"
 NAMES: Final = (FIRST, SECOND)
-DRAFT: Final = "The sea was calm that day, and nobody on the pier believed that it would stay so. " * 3
+DRAFT: Final = (
+    "The sea was calm that day, and nobody on the pier believed that it would stay so. " * 3
+)
 EVENTS_MIN: Final = {FIRST: 300, SECOND: 60}
 """Of an answer: each provider's text is of its own length, so that none passes for the other's."""
 LATE_S: Final = 1.0

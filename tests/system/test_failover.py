@@ -184,7 +184,7 @@ CASES: Final = (
     Case(
         name="context too long",
         faults={"too_long": ONCE},
-        turns=(("started simulator", "error too_long"),),
+        turns=(("started simulator", "error provider_unavailable"),),
         asked=(1, 0),
         charged="nothing",
         breaker=NO_FAULT,
@@ -192,7 +192,7 @@ CASES: Final = (
     Case(
         name="content filter",
         faults={"filtered": ONCE},
-        turns=(("started simulator", "text", "error filtered"),),
+        turns=(("started simulator", "text", "error provider_unavailable"),),
         asked=(1, 0),
         charged="written",
         breaker=NO_FAULT,
@@ -237,8 +237,10 @@ async def test_a_fault_comes_out_right(stack: Stack, case: Case) -> None:
     for turn in seen:
         if turn.last["type"] == "done":
             assert turn.text == answer_of(SECOND)
-    if case.name == "content filter":
-        assert answer_of(FIRST).startswith(seen[0].text)
+        else:
+            assert answer_of(FIRST).startswith(turn.text)
+            # asking again helps where the fault was a provider's, not where it was the text's
+            assert ("retry_after_ms" in turn.last) == (case.asked[1] > 0)
     await until_settled(stack)
     after = await books_of(stack)
     first, second = (after[name].since(before[name]) for name in (FIRST, SECOND))
@@ -315,16 +317,13 @@ async def test_flapping(stack: Stack) -> None:
     before = await books_of(stack)
     seen: list[Seen] = []
 
-    async def write(number: int) -> None:
-        async with stack.student() as student:
-            turn = 0
-            while True:
-                seen.append(await one_turn(stack, student, f"r{number}-{turn}"))
-                turn += 1
+    async def write() -> None:
+        while True:
+            seen.append(await one_turn(stack))
 
     async with trio.open_nursery() as nursery:
-        for number in range(4):
-            nursery.start_soon(write, number)
+        for _ in range(4):
+            nursery.start_soon(write)
         for _ in range(4):
             await stack.providers[FIRST].control(faults={"unavailable": 1})
             await trio.sleep(0.4)
@@ -337,7 +336,7 @@ async def test_flapping(stack: Stack) -> None:
 
     assert {turn.last["type"] for turn in seen} == {"done"}
     whole = {answer_of(FIRST), answer_of(SECOND)}
-    assert {turn.text for turn in seen[:flapped]} == whole
+    assert {turn.text for turn in seen} == whole
     moved = sum(turn.story == moved_on("server_error") for turn in seen)
     assert all(turn.story in {ANSWERED, BY_THE_SECOND, moved_on("server_error")} for turn in seen)
     await until_settled(stack)
@@ -349,7 +348,10 @@ async def test_flapping(stack: Stack) -> None:
 
 
 async def test_both_down(stack: Stack) -> None:
-    """Feedback is refused with a time to come back; an essay waits, and is graded afterwards."""
+    """Feedback is refused with a time to come back; an essay waits, and is graded afterwards.
+
+    A grade needs two judges. What one has answered is kept until the other is back.
+    """
     await recover(stack)
     before = {name: await judged(stack, name) for name in (FIRST, SECOND)}
     for name in (FIRST, SECOND):
@@ -373,11 +375,16 @@ async def test_both_down(stack: Stack) -> None:
         status = (await stack.submission(student.token, "waits")).json()["status"]
         assert status not in {"graded", "failed"}
 
+        heard = await judged(stack, SECOND)
         await stack.providers[SECOND].control(faults={})
-        with trio.fail_after(15):
+        assert (await one_turn(stack, student, "other")).story[-2:] == ("text", "done")
+        with trio.fail_after(WAIT_S):
+            while await judged(stack, SECOND) == heard:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        await stack.providers[FIRST].control(faults={})
+        with trio.fail_after(WAIT_S):
             grade = await student.until("grade")
-        assert grade["submission"] == "waits"
-        assert grade["degraded"] is True
+        assert (grade["submission"], grade.get("degraded", False)) == ("waits", False)
         assert (await one_turn(stack, student, "after")).story[-2:] == ("text", "done")
     await until_settled(stack)
 

@@ -1,0 +1,315 @@
+"""The failover benchmark itself: starts the processes, kills the first provider, prints the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import ssl
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import trio
+from processes import free_port, open_process
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from coach.errors import ConfigurationError, first_error
+from coach.simulator.corpus import load_essays
+from coach.store import open_embedded
+
+START_S_MAX = 30.0
+SETTLE_S = 2.0
+END_S_MAX = 30.0
+"""From the first one's death until every turn has its answer."""
+ANSWER_EVENTS = 10
+"""Of the second provider, at the least."""
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What is done."""
+
+    clients: int
+    events_per_s: float
+    ramp_s: float
+    limit_ms: float
+
+    @property
+    def endless_events(self) -> int:
+        """So many that no turn of the first provider ends by itself."""
+        return math.ceil((self.ramp_s + START_S_MAX + SETTLE_S + 10) * self.events_per_s)
+
+
+@attrs.frozen
+class Simulator:
+    """A provider that runs."""
+
+    process: trio.Process
+    url: str
+    ca: Path
+
+
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    options = _parser().parse_args()
+    plan = Plan(
+        clients=options.clients,
+        events_per_s=options.rate,
+        ramp_s=options.ramp,
+        limit_ms=options.limit_ms,
+    )
+    console = Console()
+    runs: list[dict[str, Any]] = []
+    complaint = ""
+    try:
+        for _ in range(options.runs):
+            runs.append(trio.run(_measure, plan, console))
+            console.print(_table(plan, runs[-1]))
+    except* trio.TooSlowError:
+        complaint = "the clients did not come up, or to their end, in time"
+    except* ConfigurationError as group:
+        complaint = str(first_error(group))
+    except* KeyboardInterrupt:
+        complaint = "interrupted"
+    if complaint:
+        print(f"failover: {complaint}", file=sys.stderr)
+        return 2
+    if options.json is not None:
+        options.json.write_text(json.dumps(runs, indent=2) + "\n")
+    return 0 if all(run["ok"] for run in runs) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="From a provider's death to the next one's work.")
+    add = parser.add_argument
+    add("--clients", type=int, default=300, metavar="N", help="live turns (300)")
+    add("--rate", type=float, default=10.0, metavar="N", help="events a second of each (10)")
+    add("--ramp", type=float, default=5.0, metavar="S", help="clients arrive over S seconds (5)")
+    add("--runs", type=int, default=1, metavar="N", help="how often (1)")
+    add("--limit-ms", type=float, default=200.0, metavar="MS", help="what p99 may be (200)")
+    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    return parser
+
+
+async def _measure(plan: Plan, console: Console) -> dict[str, Any]:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coach-failover-")))
+        console.print(f"starting coach for {plan.clients} clients …", style="dim")
+        redis = await stack.enter_async_context(open_embedded(folder))
+        first = await _simulator(stack, folder / "first", "anthropic", plan, plan.endless_events)
+        second = await _simulator(stack, folder / "second", "openai", plan, ANSWER_EVENTS)
+        url = f"http://127.0.0.1:{free_port()}"
+        config = folder / "coach.toml"
+        config.write_text(_settings(folder, redis.url, url, first, second, plan))
+        log = folder / "coach.log"
+        command = [sys.executable, "-m", "coach", "serve", "--config", str(config)]
+        supervisor = await stack.enter_async_context(open_process(command, log=log))
+        await _until_answers(f"{url}/readyz", None, supervisor, log)
+        clients_log = folder / "clients.log"
+        clients = await stack.enter_async_context(
+            open_process(_load(plan, url), log=clients_log, piped=True)
+        )
+        lines = _Lines(clients, clients_log)
+        with trio.fail_after(START_S_MAX + plan.ramp_s):
+            await lines.next()  # ready
+        await trio.sleep(SETTLE_S)
+        before = await _stats(second)
+        died_at = time.monotonic()
+        os.kill(first.process.pid, signal.SIGKILL)
+        with trio.fail_after(END_S_MAX + SETTLE_S):
+            turns = json.loads(await lines.next())["turns"]
+        heard = (await _stats(second))["requests"] - before["requests"]
+        return _figures(plan, turns, died_at, heard)
+
+
+def _figures(
+    plan: Plan, turns: list[dict[str, Any]], died_at: float, heard: float
+) -> dict[str, Any]:
+    moments = {
+        name: [(turn[f"{name}_at"] - died_at) * 1_000 for turn in turns if turn[f"{name}_at"]]
+        for name in ("restarted", "asked")
+    }
+    ends = Counter(turn["ended"] or "no end" for turn in turns)
+    failed = len(turns) - ends["done"]
+    figures: dict[str, Any] = {
+        "clients": plan.clients,
+        "limit_ms": plan.limit_ms,
+        **{f"{name}_ms": _percentiles(values) for name, values in moments.items()},
+        "moved": len(moments["asked"]),
+        "requests_heard": int(heard),
+        "reasons": dict(Counter(turn["reason"] for turn in turns)),
+        "ends": dict(ends),
+        "failed": failed,
+    }
+    p99 = figures["asked_ms"]["p99"]
+    figures["ok"] = (
+        not failed
+        and len(moments["asked"]) == plan.clients
+        and p99 is not None
+        and p99 <= plan.limit_ms
+    )
+    return figures
+
+
+class _Lines:
+    """What a process says, line by line."""
+
+    def __init__(self, process: trio.Process, log: Path) -> None:
+        assert process.stdout is not None
+        self._stdout = process.stdout
+        self._log = log
+        self._said = b""
+
+    async def next(self) -> str:
+        """The next line."""
+        while b"\n" not in self._said:
+            data = await self._stdout.receive_some()
+            if not data:
+                raise ConfigurationError(f"the clients have died: {_end_of(self._log)}")
+            self._said += data
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode()
+
+
+async def _simulator(
+    stack: AsyncExitStack, folder: Path, protocol: str, plan: Plan, events: int
+) -> Simulator:
+    folder.mkdir()
+    port, log, ca = free_port(), folder / "simulator.log", folder / "simulator-ca.pem"
+    options = {
+        "protocol": protocol,
+        "port": str(port),
+        "data-dir": str(folder),
+        "ttft-ms": "0",
+        "ttft-jitter-ms": "0",
+        "events-per-s": str(plan.events_per_s),
+        "feedback-events-min": str(events),
+        "stamp": "true",
+    }
+    command = [sys.executable, "-m", "coach.simulator", *_flags(options)]
+    process = await stack.enter_async_context(open_process(command, log=log))
+    simulator = Simulator(process, f"https://127.0.0.1:{port}", ca)
+    await _until_answers(f"{simulator.url}/stats", ca, process, log)
+    return simulator
+
+
+def _settings(
+    folder: Path, redis_url: str, url: str, first: Simulator, second: Simulator, plan: Plan
+) -> str:
+    """One worker, and no limit that this load could reach."""
+    providers = "".join(
+        f"""
+[[provider]]
+name = "{name}"
+kind = "{kind}"
+base_url = "{simulator.url}"
+model = "sim-1"
+api_key = "bench"
+ca_file = "{simulator.ca}"
+feedback_output_tokens_max = {plan.endless_events * 16}
+"""
+        for name, kind, simulator in (("first", "anthropic", first), ("second", "openai", second))
+    )
+    return f"""
+data_dir = "{folder}"
+[redis]
+url = "{redis_url}"
+[server]
+bind = "{url.removeprefix("http://")}"
+workers = 1
+[limits]
+user_requests_per_minute = 1000000
+user_tokens_per_minute = 1000000000
+org_requests_per_minute = 1000000
+org_tokens_per_minute = 1000000000
+[log]
+level = "warning"
+{providers}"""
+
+
+def _load(plan: Plan, url: str) -> list[str]:
+    options = {
+        "url": url,
+        "clients": str(plan.clients),
+        "ramp": str(plan.ramp_s),
+        "within": str(END_S_MAX),
+        "essay": load_essays()[0].text,
+    }
+    script = Path(__file__).with_name("failover_clients.py")
+    return [sys.executable, str(script), *_flags(options)]
+
+
+def _flags(options: dict[str, str]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+async def _stats(simulator: Simulator) -> dict[str, float]:
+    async with httpx.AsyncClient(verify=_trust(simulator.ca), trust_env=False) as client:
+        stats: dict[str, float] = (await client.get(f"{simulator.url}/stats")).json()
+        return stats
+
+
+async def _until_answers(url: str, ca: Path | None, process: trio.Process, log: Path) -> None:
+    with trio.move_on_after(START_S_MAX):
+        while process.returncode is None:
+            try:
+                verify = _trust(ca) if ca is not None else True
+                async with httpx.AsyncClient(verify=verify, trust_env=False) as client:
+                    if (await client.get(url)).status_code == 200:
+                        return
+            except (httpx.TransportError, OSError):
+                pass
+            await trio.sleep(0.1)
+    raise ConfigurationError(f"{url} does not answer:\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text()[-2_000:]
+
+
+def _trust(ca: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(ca))
+
+
+def _percentiles(values: list[float]) -> dict[str, float | None]:
+    ordered = sorted(values)
+    return {
+        f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1)
+        if ordered
+        else None
+        for percent in (50, 95, 99)
+    }
+
+
+def _table(plan: Plan, figures: dict[str, Any]) -> Group:
+    table = Table(
+        title=f"{plan.clients} live turns, their provider killed; {os.cpu_count()} cores shared by"
+        " all",
+        title_justify="left",
+    )
+    for name in ("until", "p50", "p95", "p99"):
+        table.add_column(name, justify="left" if name == "until" else "right")
+    for name, key in (
+        ("the student is told (restarted)", "restarted_ms"),
+        ("the second provider answers (asked)", "asked_ms"),
+    ):
+        values = figures[key].values()
+        table.add_row(name, *("–" if value is None else f"{value:.0f} ms" for value in values))
+    note = Text(
+        f"{figures['moved']} moved on, {figures['requests_heard']} requests heard by the second;"
+        f" reasons: {figures['reasons']}; failed: {figures['failed']} {figures['ends']};"
+        f" {'ok' if figures['ok'] else 'NOT OK'}: p99 may be {plan.limit_ms:.0f} ms",
+        style="dim",
+    )
+    return Group(table, note)
