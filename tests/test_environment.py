@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 def test_a_folder_that_is_gone_is_one_line(
     environment: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def gone(_: Path) -> None:
+    def gone(_: Path, *, local_model: bool) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(environment, "_make", gone)
