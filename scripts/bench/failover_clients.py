@@ -34,7 +34,7 @@ class Turn:
 
     restarted_at: float | None = None
     reason: str = ""
-    asked_at: float | None = None
+    answered_at: float | None = None
     """As the second provider has stamped its first token."""
     events: int = 0
     ended: str = ""
@@ -106,8 +106,8 @@ class Client:
         match message["type"]:
             case "delta":
                 turn.events += 1
-                if turn.restarted_at is not None and turn.asked_at is None:
-                    turn.asked_at = float(message["text"].partition("@")[2].split(" ", 1)[0])
+                if turn.restarted_at is not None and turn.answered_at is None:
+                    turn.answered_at = float(message["text"].partition("@")[2].split(" ", 1)[0])
             case "restarted":
                 turn.restarted_at, turn.reason = now, message["reason"]
             case "done":

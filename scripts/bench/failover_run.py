@@ -1,4 +1,4 @@
-"""The failover benchmark itself: starts the processes, kills the first provider, prints the table."""
+"""The failover benchmark itself: starts the processes, kills the first provider, says what came."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ START_S_MAX = 30.0
 SETTLE_S = 2.0
 END_S_MAX = 30.0
 """From the first one's death until every turn has its answer."""
-ANSWER_EVENTS = 10
-"""Of the second provider, at the least."""
+ARRIVAL_S_MAX = 1.0
+ANSWER_TOKENS_MAX = 40
+"""Of the second provider: few, so that what is waited for is not its composing of answers."""
 
 
 @attrs.frozen(kw_only=True)
@@ -44,6 +47,8 @@ class Plan:
     events_per_s: float
     ramp_s: float
     limit_ms: float
+    streams: int
+    """That a connection to a provider may have open."""
 
     @property
     def endless_events(self) -> int:
@@ -68,6 +73,7 @@ def main() -> int:
         events_per_s=options.rate,
         ramp_s=options.ramp,
         limit_ms=options.limit_ms,
+        streams=options.streams,
     )
     console = Console()
     runs: list[dict[str, Any]] = []
@@ -96,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clients", type=int, default=300, metavar="N", help="live turns (300)")
     add("--rate", type=float, default=10.0, metavar="N", help="events a second of each (10)")
     add("--ramp", type=float, default=5.0, metavar="S", help="clients arrive over S seconds (5)")
+    add("--streams", type=int, default=100, metavar="N", help="of a connection, at most (100)")
     add("--runs", type=int, default=1, metavar="N", help="how often (1)")
     add("--limit-ms", type=float, default=200.0, metavar="MS", help="what p99 may be (200)")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -108,7 +115,11 @@ async def _measure(plan: Plan, console: Console) -> dict[str, Any]:
         console.print(f"starting coach for {plan.clients} clients …", style="dim")
         redis = await stack.enter_async_context(open_embedded(folder))
         first = await _simulator(stack, folder / "first", "anthropic", plan, plan.endless_events)
-        second = await _simulator(stack, folder / "second", "openai", plan, ANSWER_EVENTS)
+        second = await _simulator(stack, folder / "second", "openai", plan, 1)
+        tap = _Tap(second)
+        second = attrs.evolve(
+            second, url=f"https://127.0.0.1:{await stack.enter_async_context(tap.open())}"
+        )
         url = f"http://127.0.0.1:{free_port()}"
         config = folder / "coach.toml"
         config.write_text(_settings(folder, redis.url, url, first, second, plan))
@@ -130,23 +141,29 @@ async def _measure(plan: Plan, console: Console) -> dict[str, Any]:
         with trio.fail_after(END_S_MAX + SETTLE_S):
             turns = json.loads(await lines.next())["turns"]
         heard = (await _stats(second))["requests"] - before["requests"]
-        return _figures(plan, turns, died_at, heard)
+        return _figures(plan, turns, tap.arrivals(plan.clients, died_at), died_at, heard)
 
 
 def _figures(
-    plan: Plan, turns: list[dict[str, Any]], died_at: float, heard: float
+    plan: Plan, turns: list[dict[str, Any]], asked_at: list[float], died_at: float, heard: float
 ) -> dict[str, Any]:
+    """Moments are relative to the death, in milliseconds."""
+    seen_at = {
+        "restarted": [turn["restarted_at"] for turn in turns if turn["restarted_at"]],
+        "asked": asked_at,
+        "answered": [turn["answered_at"] for turn in turns if turn["answered_at"]],
+    }
     moments = {
-        name: [(turn[f"{name}_at"] - died_at) * 1_000 for turn in turns if turn[f"{name}_at"]]
-        for name in ("restarted", "asked")
+        name: [(moment - died_at) * 1_000 for moment in values] for name, values in seen_at.items()
     }
     ends = Counter(turn["ended"] or "no end" for turn in turns)
     failed = len(turns) - ends["done"]
     figures: dict[str, Any] = {
         "clients": plan.clients,
+        "streams_per_connection": plan.streams,
         "limit_ms": plan.limit_ms,
         **{f"{name}_ms": _percentiles(values) for name, values in moments.items()},
-        "moved": len(moments["asked"]),
+        "moved": len(moments["restarted"]),
         "requests_heard": int(heard),
         "reasons": dict(Counter(turn["reason"] for turn in turns)),
         "ends": dict(ends),
@@ -155,11 +172,65 @@ def _figures(
     p99 = figures["asked_ms"]["p99"]
     figures["ok"] = (
         not failed
-        and len(moments["asked"]) == plan.clients
+        and figures["moved"] == figures["requests_heard"] == plan.clients
         and p99 is not None
         and p99 <= plan.limit_ms
     )
     return figures
+
+
+class _Tap:
+    """Stands before the second provider and notes when coach's bytes arrive there."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._port = int(simulator.url.rpartition(":")[2])
+        self._arrived: list[tuple[float, int]] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        """Forward what comes to the port that is given, until the end of the block."""
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(
+                partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1")
+            )
+            yield listener.socket.getsockname()[1]
+            nursery.cancel_scope.cancel("measured")
+
+    def arrivals(self, count: int, since: float) -> list[float]:
+        """When each of `count` requests had arrived whole, if all are of one size.
+
+        What else coach sends within `ARRIVAL_S_MAX`, less than a hundredth, delays the last ones.
+        """
+        burst = [each for each in self._arrived if since <= each[0] <= since + ARRIVAL_S_MAX]
+        request_bytes = sum(length for _, length in burst) / count
+        moments: list[float] = []
+        total = 0
+        for moment, length in burst:
+            total += length
+            moments += [moment] * (int(total / request_bytes + 1e-6) - len(moments))
+        return moments
+
+    async def _serve(self, client: trio.SocketStream) -> None:
+        async with (
+            client,
+            await trio.open_tcp_stream("127.0.0.1", self._port) as server,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_pass_on, server, client, lambda _: None)
+            await _pass_on(client, server, self._note)
+            nursery.cancel_scope.cancel("coach has closed its connection")
+
+    def _note(self, data: bytes) -> None:
+        self._arrived.append((time.monotonic(), len(data)))
+
+
+async def _pass_on(
+    source: trio.SocketStream, target: trio.SocketStream, note: Callable[[bytes], None]
+) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while data := await source.receive_some():
+            note(data)
+            await target.send_all(data)
 
 
 class _Lines:
@@ -185,7 +256,7 @@ class _Lines:
 async def _simulator(
     stack: AsyncExitStack, folder: Path, protocol: str, plan: Plan, events: int
 ) -> Simulator:
-    folder.mkdir()
+    folder.mkdir()  # noqa: ASYNC240  once, in memory
     port, log, ca = free_port(), folder / "simulator.log", folder / "simulator-ca.pem"
     options = {
         "protocol": protocol,
@@ -196,6 +267,7 @@ async def _simulator(
         "events-per-s": str(plan.events_per_s),
         "feedback-events-min": str(events),
         "stamp": "true",
+        "max-concurrent-streams": str(plan.streams),
     }
     command = [sys.executable, "-m", "coach.simulator", *_flags(options)]
     process = await stack.enter_async_context(open_process(command, log=log))
@@ -217,9 +289,12 @@ base_url = "{simulator.url}"
 model = "sim-1"
 api_key = "bench"
 ca_file = "{simulator.ca}"
-feedback_output_tokens_max = {plan.endless_events * 16}
+feedback_output_tokens_max = {tokens_max}
 """
-        for name, kind, simulator in (("first", "anthropic", first), ("second", "openai", second))
+        for name, kind, simulator, tokens_max in (
+            ("first", "anthropic", first, plan.endless_events * 16),
+            ("second", "openai", second, ANSWER_TOKENS_MAX),
+        )
     )
     return f"""
 data_dir = "{folder}"
@@ -302,7 +377,8 @@ def _table(plan: Plan, figures: dict[str, Any]) -> Group:
         table.add_column(name, justify="left" if name == "until" else "right")
     for name, key in (
         ("the student is told (restarted)", "restarted_ms"),
-        ("the second provider answers (asked)", "asked_ms"),
+        ("the second provider has the request (asked)", "asked_ms"),
+        ("the second provider answers (answered)", "answered_ms"),
     ):
         values = figures[key].values()
         table.add_row(name, *("–" if value is None else f"{value:.0f} ms" for value in values))

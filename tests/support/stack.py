@@ -186,7 +186,9 @@ async def open_stack(
             options = ("--protocol", "openai", *second)
             url = await exits.enter_async_context(open_simulator(folder, *options))
             providers["second"] = Simulator(url, str(folder / "simulator-ca.pem"))
-            tables += _provider("second", providers["second"], f'kind = "openai"\n{second_provider}')
+            tables += _provider(
+                "second", providers["second"], f'kind = "openai"\n{second_provider}'
+            )
         bind = f"127.0.0.1:{free_port()}"
         path.write_text(
             f'data_dir = "{data_dir}"\n{tables}'

@@ -78,7 +78,7 @@ def stack_beside(data_dir: Path) -> Iterator[Stack]:
     def run() -> None:
         try:
             trio.run(hold)
-        except BaseException as error:  # noqa: BLE001  raised by whoever waits
+        except BaseException as error:  # noqa: ASYNC103  raised by whoever waits
             failures.append(error)
         finally:
             is_open.set()
@@ -135,9 +135,9 @@ async def one_turn(stack: Stack, student: Student | None = None, request: str = 
         async with stack.student() as someone:
             return await one_turn(stack, someone, request)
     story: list[str] = []
-    text, kind = "", ""
+    text = ""
     await student.ask(request, text=DRAFT)
-    while kind not in {"done", "error"}:
+    while True:
         with trio.fail_after(WAIT_S):
             message = await student.receive()
         kind = str(message["type"])
@@ -151,7 +151,8 @@ async def one_turn(stack: Stack, student: Student | None = None, request: str = 
             text = ""
         told = [message.get(key) for key in ("provider", "reason", "code")]
         story.append(" ".join([kind, *(str(each) for each in told if each)]))
-    return Seen(tuple(story), text, message)
+        if kind in {"done", "error"}:
+            return Seen(tuple(story), text, message)
 
 
 @attrs.frozen
@@ -230,15 +231,19 @@ async def until_breaker(stack: Stack, provider: str, **fields: str) -> None:
     """Wait until its record says so: workers report in the background."""
     record: dict[str, str] = {}
     with trio.move_on_after(WAIT_S):
-        while not fields.items() <= (record := await breaker(stack, provider)).items():
+        while True:
+            record = await breaker(stack, provider)
+            if fields.items() <= record.items():
+                return
             await trio.sleep(0.02)
-    assert fields.items() <= record.items(), (provider, record, fields)
+    raise AssertionError(f"the breaker of {provider} is {record}, not {fields}")
 
 
 async def until_share(stack: Stack, provider: str, share: float) -> None:
     """Wait until the worker's gauge, which is a second behind, says so."""
+    name = "coach_circuit_share_ratio"
     with trio.fail_after(WAIT_S):
-        while await stack.metric("coach_circuit_share_ratio", endpoint=provider) != share:
+        while await stack.metric(name, endpoint=provider) != share:  # noqa: ASYNC110
             await trio.sleep(0.05)
 
 
