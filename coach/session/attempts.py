@@ -117,6 +117,7 @@ class Attempts:
         self._untried = len(routes)
         self._failures: list[ProviderError | Overloaded] = []
         self._verdict: ProviderError | Overloaded | None = None  # nobody will answer; it was told
+        self._moved_on = trio.Event()  # who has failed before may settle: see `_ask`
         self.spent: int | None = None
         """Tokens of all attempts; None: nobody was asked."""
 
@@ -131,40 +132,76 @@ class Attempts:
 
         Cancellation: the provider's stream is reset, its budget settled by what came.
         """
+        failure: BaseException | None = None
+        try:
+            async with trio.open_nursery() as asked:
+                try:
+                    await self._go_through(prompt, asked)
+                finally:
+                    self._moved_on.set()
+        except BaseExceptionGroup as group:
+            failure = group.exceptions[0] if len(group.exceptions) == 1 else group
+        if failure is None:
+            failure = self._verdict
+        if failure is not None:  # raised here, or the group would be its context
+            try:
+                raise failure
+            finally:
+                del failure  # or the traceback would keep this frame in a cycle
+
+    async def _go_through(self, prompt: Prompt, asked: trio.Nursery) -> None:
         left_out: list[Route] = []
         for route in self._routes:
             leave = await route.circuit.ask()
             if leave is None:
                 left_out.append(route)
-            elif await self._ask(route, leave, prompt):
+            elif await asked.start(self._ask, route, leave, prompt):
                 return
         for route in left_out:
-            if await self._ask(route, route.circuit.bypass(), prompt):
+            if await asked.start(self._ask, route, route.circuit.bypass(), prompt):
                 return
 
-    async def _ask(self, route: Route, leave: Leave, prompt: Prompt) -> bool:
-        """Ask one provider; False: the next one must be asked."""
+    async def _ask(
+        self,
+        route: Route,
+        leave: Leave,
+        prompt: Prompt,
+        *,
+        task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Ask one provider; starts with whether the turn has ended: else the next one is asked.
+
+        What it has cost is settled when that one has let the turn in: when a provider dies, its
+        turns' settlements must not stand in Redis before the admissions of all of them elsewhere.
+        """
         self._untried -= 1
         prompt = attrs.evolve(prompt, output_tokens_max=route.output_tokens_max)
         ask = Ask(input=estimate_tokens(prompt.characters()), output=route.output_tokens_max)
-        answered = False
+        has_ended = moves_on = False
         try:
             async with route.budget.admit(
                 ask, lane="interactive", org=self._org, on_position=self._turn.on_position
             ) as admission:
-                answered = await self._converse(route, leave, prompt, ask, admission)
+                has_ended = await self._converse(route, leave, prompt, ask, admission)
+                has_ended = has_ended or self._verdict is not None
+                if not has_ended:
+                    moves_on, self._moved_on = True, trio.Event()
+                    moved_on = self._moved_on
+                    task_status.started(False)
+                    await moved_on.wait()
         except Overloaded as error:
             self._failed(route, error)
+            has_ended = self._verdict is not None
         finally:
             leave.dropped()
-        if self._verdict is not None:
-            raise self._verdict
-        return answered
+        if not moves_on:
+            task_status.started(has_ended)
 
     async def _converse(
         self, route: Route, leave: Leave, prompt: Prompt, ask: Ask, admission: Admission
     ) -> bool:
         """Stream one provider's answer, and settle what it cost."""
+        self._moved_on.set()
         await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
         turn, provider = self._turn, route.provider
         attempt = Attempt(

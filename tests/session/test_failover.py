@@ -79,6 +79,23 @@ async def test_each_provider_is_charged_what_it_was_asked_and_the_student_for_bo
     assert total >= first.input + first.output + second.input + second.output
 
 
+@pytest.mark.parametrize("second_is", ["well", "full", "failing"])
+async def test_a_settlement_that_takes_its_time_holds_up_nobody(second_is: str) -> None:
+    """And nothing stays reserved when the turn has ended, however that is."""
+    world = two(World(fails(says_until="nothing", error=refusal("unreachable", None))))
+    world.settle_s = 5.0
+    second = world.others[0]
+    if second_is == "full":
+        second.full = Overloaded("the line is full", retry_after_s=1.0)
+    elif second_is == "failing":
+        second.script = fails(says_until="nothing", error=refusal("server_error", 500))
+    told, error = await ask(world)
+    assert (error is None) == (second_is == "well")
+    assert set(told.times) == {0.0}
+    assert world.budget.open == second.budget.open == world.limits.open == 0
+    assert len(world.budget.ended) == 1
+
+
 async def late(prompt: Prompt, sink: Sink) -> Completion:
     sink.on_start("m", Usage(10, 0, 0, 1))
     await trio.sleep(60)
