@@ -30,6 +30,8 @@ EXTENSIONS: Final = 8
 """How often a stalled answer's deadline is moved within it: it may come so much of it early."""
 GATE_S: Final = 1.0
 """How long an endpoint is left alone where a refusing provider does not say."""
+SETTLE_S: Final = 0.25
+"""How long a failed attempt's settlement lets the next one's admission go first."""
 RETRY_S: Final = 2.0
 """When to ask again after all providers have failed, where none of them says."""
 
@@ -171,8 +173,8 @@ class Attempts:
     ) -> None:
         """Ask one provider; starts with whether the turn has ended: else the next one is asked.
 
-        What it has cost is settled when that one has let the turn in: when a provider dies, its
-        turns' settlements must not stand in Redis before the admissions of all of them elsewhere.
+        What it has cost is settled when that one has let the turn in, or soon: when a provider
+        dies, its turns' settlements must not stand in Redis before their admissions elsewhere.
         """
         self._untried -= 1
         prompt = attrs.evolve(prompt, output_tokens_max=route.output_tokens_max)
@@ -188,7 +190,8 @@ class Attempts:
                     moves_on, self._moved_on = True, trio.Event()
                     moved_on = self._moved_on
                     task_status.started(False)
-                    await moved_on.wait()
+                    with trio.move_on_after(SETTLE_S):
+                        await moved_on.wait()
         except Overloaded as error:
             self._failed(route, error)
             has_ended = self._verdict is not None

@@ -96,6 +96,17 @@ async def test_a_settlement_that_takes_its_time_holds_up_nobody(second_is: str) 
     assert len(world.budget.ended) == 1
 
 
+async def test_who_waits_in_the_next_line_keeps_no_reservation_at_the_last_provider() -> None:
+    world = two(World(fails(says_until="nothing", error=refusal("unreachable", None))))
+    second, open_then = world.others[0], []
+    second.line = [(1, 10.0)]
+    second.on_admitted = lambda: open_then.append(world.budget.open)
+    told, error = await ask(world)
+    assert error is None
+    assert told.times[-1] == 10.0
+    assert open_then == [0]
+
+
 async def late(prompt: Prompt, sink: Sink) -> Completion:
     sink.on_start("m", Usage(10, 0, 0, 1))
     await trio.sleep(60)
