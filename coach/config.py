@@ -163,7 +163,8 @@ class Pool(Section, frozen=True, kw_only=True):
     connections_max: Count = 32
     """Per origin. Over HTTP/1.1 a connection carries one request at a time."""
     keep_warm: bool = True
-    """Keep a connection to every configured provider, asked or not."""
+    """Keep a connection to every configured provider, asked or not, and enough of them for all
+    that the busiest other one carries: it may die."""
     room_percent: Percent = 25
     """Share of an origin's streams to keep free: below it a connection is opened ahead of need."""
     age_s_max: Seconds = 3_600.0

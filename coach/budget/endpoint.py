@@ -22,6 +22,7 @@ import trio
 
 from .. import config
 from ..errors import Overloaded
+from ..nurseries import open_plain_nursery
 from ..store import Redis, RedisError
 from .loop import Line, Ticket, line_is_full
 from .quota import LANES, NOTHING, Amounts, Ask, Capacity, Lane
@@ -90,24 +91,15 @@ async def open_endpoint_budget(
     Raises:
       whatever the body raised, as it is.
     """
-    failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            budget = EndpointBudget(
-                redis, nursery, endpoint=endpoint, quota=quota, settings=settings, worker=worker
-            )
-            nursery.start_soon(budget._renew)  # noqa: SLF001  made here
-            try:
-                yield budget
-            finally:
-                nursery.cancel_scope.cancel("the budget is closed")
-    except BaseExceptionGroup as group:
-        failure = group.exceptions[0] if len(group.exceptions) == 1 else group
-    if failure is not None:  # raised here, or the group would be its context
+    async with open_plain_nursery() as nursery:
+        budget = EndpointBudget(
+            redis, nursery, endpoint=endpoint, quota=quota, settings=settings, worker=worker
+        )
+        nursery.start_soon(budget._renew)  # noqa: SLF001  made here
         try:
-            raise failure
+            yield budget
         finally:
-            del failure  # or the traceback would keep this frame in a cycle
+            nursery.cancel_scope.cancel("the budget is closed")
 
 
 @final

@@ -26,7 +26,8 @@ import structlog
 import trio
 
 from .. import config
-from ..store import Redis, RedisError, running, script
+from ..nurseries import running
+from ..store import Redis, RedisError, script
 
 log = structlog.get_logger()
 

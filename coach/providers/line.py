@@ -4,8 +4,9 @@ Calls are sent in order of arrival, by whoever makes room. Connects are coalesce
 knows how many streams the peer allows, one at a time; after that, as many as those who wait need.
 
 Ahead of need: where the free share of all streams falls below `pool.room_percent`, one connection
-is opened before anybody waits for it. A connection that has served its time gets no more calls as
-soon as another can take them, and ends with its last answer.
+is opened before anybody waits for it, and a configured provider has room for all that the others
+carry: one of them may die at any moment. A connection that has served its time gets no more calls
+as soon as another can take them, and ends with its last answer.
 
 A peer that cannot be reached, or takes connections and ends them unused, is tried again after a
 pause that grows; only a call that has no other connection to hope for tries at once.
@@ -30,6 +31,8 @@ RETRY_S_MAX: Final = 30.0
 """The first and the longest pause after connecting has failed."""
 YOUNG_S: Final = 2.0
 """A connection that ends unused before this age counts as one that has not come."""
+LOAD_STEP: Final = 16
+"""Streams by which a load is rounded up, and it is by a quarter: others are told of it seldom."""
 CLOSED_DOORS_MAX: Final = 2
 """Connections on which the peer allows no stream at all, before no more are tried."""
 
@@ -45,8 +48,12 @@ class OriginLine:
         dial: Callable[[OriginLine], None],
         *,
         warm: bool = False,
+        on_load: Callable[[], None] = lambda: None,
     ) -> None:
         self.origin = origin
+        self.load = 0
+        """Streams that would need another provider if this one died, somewhat rounded up;
+        `on_load` is called when it has changed."""
         self.connections: list[Connection] = []
         """Those that have not ended, oldest first: the first that has room is used."""
         self.resets_sent = 0
@@ -57,6 +64,8 @@ class OriginLine:
         self._waiting: OrderedDict[Call, None] = OrderedDict()
         self._streams_max = 0  # what a connection has allowed; 0: nobody knows
         self._warm = warm  # a connection is wanted also when nobody asks
+        self._on_load = on_load
+        self._standby = 0  # streams that there is to be room for: others' load
         self._failures = 0  # in a row, of connecting
         self._retry_at = 0.0  # see `retry_at`
         self._closed = False
@@ -94,6 +103,12 @@ class OriginLine:
         for connection in self.connections:
             connection.close("the pool is closed")
 
+    def stand_by(self, streams: int) -> None:
+        """Have room for so many more: whoever carries them may die."""
+        if streams != self._standby:
+            self._standby = streams
+            self.on_room()
+
     # -- connections ---------------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
@@ -126,6 +141,7 @@ class OriginLine:
             for connection in self.connections:
                 if connection.aged and not connection.http.streams:
                     connection.close("it has served its time")
+        self._measure_load()
 
     def on_lost(self, connection: Connection, reason: str) -> None:
         """A connection takes nothing more; its streams have been told."""
@@ -176,7 +192,16 @@ class OriginLine:
                 percent > 0 and any(each.http.streams for each in self.connections)
             )
         room = sum(max(0, each.room) for each in connections)
-        return room * 100 < most * percent
+        standby = self._standby if connections[0].http.multiplexed else 0
+        return room < standby or room * 100 < most * percent
+
+    def _measure_load(self) -> None:
+        """Tell of a load that has grown, or shrunk to less than half of what was told."""
+        streams = sum(len(each.http.streams) for each in self.connections)
+        if self.load // 2 - LOAD_STEP <= streams <= self.load:
+            return
+        self.load = ceil(streams * 1.25) + LOAD_STEP if streams else 0
+        self._on_load()
 
     def _failed(self, reason: str) -> None:
         """A connection has not come to anything."""

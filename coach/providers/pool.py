@@ -23,6 +23,7 @@ import trio
 
 from .. import config
 from ..errors import ConfigurationError
+from ..nurseries import open_plain_nursery
 from .call import Call
 from .connection import Connection
 from .exchange import OF_CONNECTION, Origin, Receiver, StreamError, StreamRequest
@@ -64,6 +65,7 @@ class Pool(httpx.AsyncBaseTransport):
         self._dial = dial
         self._on_batch = on_batch
         self._lines: dict[Origin, OriginLine] = {}
+        self._warm: dict[Origin, OriginLine] = {}  # those of configured providers
         self._handshakes = 0
         self._retrying: set[OriginLine] = set()  # after a failure, each by one task
 
@@ -138,9 +140,17 @@ class Pool(httpx.AsyncBaseTransport):
 
     def _keep_warm(self, origin: Origin) -> None:
         """From now on there is a connection, asked for or not."""
-        line = OriginLine(origin, self._settings, self._connect_soon, warm=True)
-        self._lines[origin] = line
+        line = OriginLine(
+            origin, self._settings, self._connect_soon, warm=True, on_load=self._share_load
+        )
+        self._lines[origin] = self._warm[origin] = line
         line.on_room()
+
+    def _share_load(self) -> None:
+        """Every configured provider is to have room for what the busiest other one carries."""
+        for line in self._warm.values():
+            others = [each.load for each in self._warm.values() if each is not line]
+            line.stand_by(max(others, default=0))
 
     def _call(self, request: StreamRequest, receiver: Receiver, *, hold: bool = False) -> Call:
         line = self._lines.get(request.origin)
@@ -226,21 +236,14 @@ async def open_pool_with(
     warm: Iterable[Origin] = (),
 ) -> AsyncIterator[Pool]:
     """Open a pool over connections of another kind, as tests do."""
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_plain_nursery() as nursery:
         pool = Pool(settings, nursery, dial, on_batch)
         try:
             for origin in warm:
                 pool._keep_warm(origin)  # noqa: SLF001  made here
             yield pool
-        except BaseException as error:  # noqa: ASYNC103  raised below
-            failure = error
-        pool._close()  # noqa: SLF001  made here
-    if failure is not None:
-        try:
-            raise failure
         finally:
-            del failure  # or the traceback would keep this frame in a cycle
+            pool._close()  # noqa: SLF001  made here
 
 
 def origin_of(base_url: str) -> Origin:

@@ -14,7 +14,8 @@ import attrs
 import trio
 
 from ..budget import Ask
-from ..errors import Overloaded
+from ..errors import Forbidden, Overloaded, TooLarge
+from ..nurseries import open_plain_nursery
 from ..ops import metrics
 from ..providers import ProviderError, Usage, estimate_tokens, is_fault, is_final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..budget import Admission
+    from ..errors import CoachError
     from ..providers import FirstTokens, Leave, Prompt
     from .services import Route
     from .turn import Turn
@@ -88,8 +90,8 @@ class Attempt:
     def used(self, ask: Ask, text: Sequence[str]) -> Usage:
         """What the provider counts, as far as anybody can know.
 
-        Without an answer it may have read the prompt. Of an answer that was cut the output was
-        counted at its beginning only.
+        Without an answer it may have read the prompt, where it was sent. Of an answer that was cut
+        the output was counted at its beginning only.
         """
         if self.usage is None:
             return Usage(0 if self.refused else ask.input, 0, 0, 0)
@@ -118,7 +120,7 @@ class Attempts:
         self._stall_s = stall_s
         self._untried = len(routes)
         self._failures: list[ProviderError | Overloaded] = []
-        self._verdict: ProviderError | Overloaded | None = None  # nobody will answer; it was told
+        self._verdict: CoachError | None = None  # nobody will answer; the student was told
         self._moved_on = trio.Event()  # who has failed before may settle: see `_ask`
         self.spent: int | None = None
         """Tokens of all attempts; None: nobody was asked."""
@@ -129,27 +131,18 @@ class Attempts:
         Those whose breaker lets nobody in are asked last: then there is nobody else.
 
         Raises:
-          ProviderError, Overloaded: nobody has; the first one's reason, or one that asking
-            elsewhere cannot mend.
+          ProviderError, Overloaded: nobody has; the first one's reason.
+          TooLarge, Forbidden: it is about the text, and asking elsewhere cannot mend it.
 
         Cancellation: the provider's stream is reset, its budget settled by what came.
         """
-        failure: BaseException | None = None
-        try:
-            async with trio.open_nursery() as asked:
-                try:
-                    await self._go_through(prompt, asked)
-                finally:
-                    self._moved_on.set()
-        except BaseExceptionGroup as group:
-            failure = group.exceptions[0] if len(group.exceptions) == 1 else group
-        if failure is None:
-            failure = self._verdict
-        if failure is not None:  # raised here, or the group would be its context
+        async with open_plain_nursery() as asked:
             try:
-                raise failure
+                await self._go_through(prompt, asked)
             finally:
-                del failure  # or the traceback would keep this frame in a cycle
+                self._moved_on.set()
+        if self._verdict is not None:
+            raise self._verdict
 
     async def _go_through(self, prompt: Prompt, asked: trio.Nursery) -> None:
         left_out: list[Route] = []
@@ -246,7 +239,7 @@ class Attempts:
         """Go on, or tell the student that there is nobody who could answer."""
         self._failures.append(error)
         if isinstance(error, ProviderError) and is_final(error.kind):
-            self._verdict = error
+            self._verdict = _about_the_text(error)
         elif not self._untried:
             waits_s = [each.retry_after_s for each in self._failures]
             self._verdict = self._failures[0]
@@ -262,3 +255,14 @@ class Attempts:
         fresh = used.input + used.cache_write
         admission.settle(Ask(input=fresh, output=used.output))
         self.spent = (self.spent or 0) + fresh + used.cache_read + used.output
+
+
+def _about_the_text(error: ProviderError) -> CoachError:
+    """What the student hears of a text that no provider will, or may, comment on."""
+    reason: CoachError
+    if error.kind == "too_long":
+        reason = TooLarge("this draft is longer than the model can read in one piece")
+    else:
+        reason = Forbidden("the provider's content filter keeps the model from commenting on this")
+    reason.__cause__ = error
+    return reason

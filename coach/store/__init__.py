@@ -13,7 +13,6 @@ from .errors import ConnectionLost, NotSent, RedisError, ResponseError
 from .pipeline import Pipeline
 from .scripts import Script, script
 from .server import RedisStatistics
-from .service import running
 
 __all__ = [
     "ConnectionLost",
@@ -30,7 +29,6 @@ __all__ = [
     "keep_embedded",
     "open_embedded",
     "open_redis",
-    "running",
     "script",
     "share_embedded",
 ]

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, final
 
+from ..nurseries import running
 from .cluster import Cluster
 from .commands import Commands, normal, shape
 from .pipeline import Pipeline
 from .sentinel import MasterDialer
 from .server import RedisStatistics, Server, Transport
-from .service import running
 from .url import parse_cluster_url, parse_sentinel_url, parse_url
 from .wire import Limits, open_wire
 

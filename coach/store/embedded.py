@@ -26,9 +26,9 @@ import trio
 
 from ..child import Process, exited, start_child, stop_child
 from ..errors import ConfigurationError
+from ..nurseries import running
 from .errors import RedisError
 from .folder import Folder, Lock
-from .service import running
 from .url import parse_url
 from .wire import Limits, open_wire
 

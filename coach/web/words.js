@@ -23,6 +23,8 @@ export function whyNoFeedback({ code, message }, retryMs) {
       return `The reader was interrupted.${again}`;
     case "too_large":
       return "This text is longer than coach can read in one piece.";
+    case "forbidden":
+      return "The reader may not comment on this text.";
     case "internal":
       return `Something went wrong on our side; your text is safe.${again}`;
     default:

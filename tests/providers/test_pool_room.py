@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,6 +17,8 @@ from coach.providers.pool import Pool, open_pool_with
 from .peer import ORIGIN, Exchange, Peer, PeerConnection, PlainWire, open_pool_to
 from .test_pool import ask, asking, begins, echo, fails, silent, until
 
+OTHER = Origin("other.test", 443)
+
 
 async def change_limit(peer: Peer, streams_max: int) -> None:
     peer.streams_max = streams_max
@@ -27,11 +29,15 @@ async def change_limit(peer: Peer, streams_max: int) -> None:
 
 
 @asynccontextmanager
-async def open_warm_pool(peer: Peer, **limits: float) -> AsyncIterator[Pool]:
-    """A pool that keeps a connection to `peer`, as for a configured provider."""
+async def open_warm_pool(
+    peer: Peer, others: Mapping[Origin, Peer] | None = None, **limits: float
+) -> AsyncIterator[Pool]:
+    """A pool that keeps a connection to `peer`, and `others`, as for configured providers."""
+    peers = {ORIGIN: peer, **(others or {})}
     async with trio.open_nursery() as nursery:
 
         async def dial(origin: Origin) -> PlainWire:
+            peer = peers[origin]
             peer.dials += 1
             await trio.sleep(peer.connect_s)
             if peer.refuses:
@@ -41,7 +47,7 @@ async def open_warm_pool(peer: Peer, **limits: float) -> AsyncIterator[Pool]:
             return PlainWire(ours)
 
         settings = config.Pool(**limits)  # type: ignore[arg-type]
-        async with open_pool_with(settings, dial, warm=[ORIGIN]) as pool:
+        async with open_pool_with(settings, dial, warm=peers) as pool:
             yield pool
         await trio.sleep(1)
 
@@ -93,6 +99,35 @@ async def test_a_warm_connection_that_is_lost_is_replaced() -> None:
         await trio.sleep(1.1)  # it was young and unused
         assert len(peer.connections) == 1
         assert peer.dials == 3
+
+
+async def test_a_provider_has_room_for_all_that_another_one_carries() -> None:
+    """So that nobody waits for a handshake when that one dies; and no longer than needed."""
+    busy, standby = Peer(begins), Peer(begins, streams_max=100, connect_s=0.5)
+    async with open_warm_pool(busy, {OTHER: standby}, stall_s_max=1_000) as pool:
+        async with trio.open_nursery() as nursery:
+            for _ in range(250):
+                nursery.start_soon(fails, pool, [])
+            await until(lambda: busy.streams_open == 250)
+            await trio.sleep(2)
+            assert len(standby.connections) == 3
+            for connection in list(busy.connections):
+                await trio.aclose_forcefully(connection.stream)
+        await trio.sleep(100)
+        assert len(standby.connections) == 1
+
+
+async def test_standing_by_never_takes_more_connections_than_configured() -> None:
+    busy, standby = Peer(begins), Peer(begins, streams_max=1)
+    async with (
+        open_warm_pool(busy, {OTHER: standby}, connections_max=8) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(fails, pool, [])
+        await until(lambda: busy.streams_open == 1)
+        await trio.sleep(5)
+        assert len(standby.connections) == 8
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_provider_that_is_away_is_looked_for_at_growing_intervals() -> None:

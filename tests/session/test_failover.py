@@ -148,12 +148,16 @@ async def test_who_has_nobody_to_go_to_waits_for_a_late_answer() -> None:
     assert told.times[1] == 60.0
 
 
-@pytest.mark.parametrize("kind", ["filtered", "too_long"])
-async def test_what_is_about_the_text_is_never_taken_elsewhere(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "code"), [("filtered", "forbidden"), ("too_long", "too_large")])
+async def test_what_is_about_the_text_is_never_taken_elsewhere(kind: str, code: str) -> None:
     world = two(World(fails(says_until="nothing", error=refusal(kind, 400))))
     told, error = await ask(world)
-    assert isinstance(error, ProviderError)
+    assert isinstance(error, CoachError)
+    assert error.code == code
     assert told.kinds == ["started", "error"]
+    message = told.messages[-1]
+    assert isinstance(message, wire.Error)
+    assert (message.code, message.retry_after_ms) == (code, None)
     assert world.others[0].streams == 0
     assert world.circuit.told == ["nothing"]
 

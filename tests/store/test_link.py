@@ -7,9 +7,9 @@ import random
 import pytest
 import trio
 
+from coach.nurseries import running
 from coach.store import ConnectionLost, NotSent
 from coach.store.link import Link
-from coach.store.service import running
 from coach.store.wire import Limits, pack
 from tests.store.fakes import FakeServer
 

@@ -184,7 +184,7 @@ CASES: Final = (
     Case(
         name="context too long",
         faults={"too_long": ONCE},
-        turns=(("started simulator", "error provider_unavailable"),),
+        turns=(("started simulator", "error too_large"),),
         asked=(1, 0),
         charged="nothing",
         breaker=NO_FAULT,
@@ -192,7 +192,7 @@ CASES: Final = (
     Case(
         name="content filter",
         faults={"filtered": ONCE},
-        turns=(("started simulator", "text", "error provider_unavailable"),),
+        turns=(("started simulator", "text", "error forbidden"),),
         asked=(1, 0),
         charged="written",
         breaker=NO_FAULT,
