@@ -5,9 +5,10 @@ Opened in order, closed in reverse; everything started here ends inside its `asy
 
 from __future__ import annotations
 
+import resource
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 import attrs
@@ -62,6 +63,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
     if not settings.provider:
         raise ConfigurationError("no [[provider]] is configured: add one, or try scripts/demo")
     rubric = load_rubric(settings.grading.rubric)
+    _raise_file_limit()
     worker = f"{role}-{secrets.token_hex(4)}"
     url = settings.redis.url or await find_embedded(settings.data_path)
     async with AsyncExitStack() as stack:
@@ -112,3 +114,10 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
     return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+
+
+def _raise_file_limit() -> None:
+    """Take what is allowed: the usual soft limit of 1,024 is there for programs with select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems say "unlimited" and mean less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""The command line: `coach serve | grade | demo | redis | token`.
+"""The command line: `coach serve | grade | demo | doctor | redis | token`.
 
 A configuration mistake is one line on standard error and exit code 2, never a traceback.
 """
@@ -184,6 +184,33 @@ def demo(
         local_model=model == "local",
     )
     sys.exit(trio.run(run))
+
+
+@cli.command()
+def doctor(
+    config_file: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    writers: Annotated[
+        int | None, typer.Option(min=1, help="How many are to write at once.")
+    ] = None,
+    ask: Annotated[
+        bool, typer.Option(help="Ask every provider for one token: checks key, model and quota.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check machine, settings, Redis and providers; exit code 1 if something must be mended."""
+    from rich.console import Console
+
+    from . import doctor
+
+    settings = _load(config_file, data_dir)
+    path = config.path_from_environment()
+    findings = trio.run(partial(doctor.examine, settings, path=path, writers=writers, ask=ask))
+    if as_json:
+        typer.echo(doctor.as_json(findings))
+    else:
+        doctor.print_report(findings, Console())
+    sys.exit(1 if any(each.status == "fail" for each in findings) else 0)
 
 
 @cli.command()

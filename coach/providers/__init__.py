@@ -8,7 +8,7 @@ synchronously, from the connection's reader task, with each piece as it arrives.
 from .circuit import Circuit, Leave, open_circuit
 from .exchange import ReceiverFailed
 from .failover import FirstTokens, is_fault, is_final
-from .pool import Pool, PoolStatistics, open_pool
+from .pool import Pool, PoolStatistics, open_pool, origin_of
 from .prompt import feedback_prompt, judge_prompt
 from .provider import Provider, open_provider
 from .records import (
@@ -47,4 +47,5 @@ __all__ = [
     "open_circuit",
     "open_pool",
     "open_provider",
+    "origin_of",
 ]
