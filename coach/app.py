@@ -29,9 +29,9 @@ from . import config, edge
 from .backend import Backend, open_backend
 from .budget import user_limits
 from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
+from .ops import Flags, metrics
 from .ops import log as logging
-from .ops import metrics
-from .providers import FirstTokens
+from .providers import FirstTokens, Unpooled, open_provider
 from .session import Identity, Pacer, Route, Services, Sessions, open_authority, serve_session
 from .store import RedisError
 
@@ -148,6 +148,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             drain_s=settings.server.drain_s * DRAIN_SHARE,
         )
         pacer = Pacer(settings.server.delta_window_s)
+        flags, unpooled = Flags(settings.rollout), Unpooled(settings)
         services = Services(
             settings=settings,
             worker=backend.worker,
@@ -163,23 +164,26 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
                         s_max=settings.failover.first_token_s_max,
                     ),
                     output_tokens_max=endpoint.settings.feedback_output_tokens_max,
+                    unpooled=open_provider(endpoint.settings, unpooled),
                 )
                 for endpoint in backend.endpoints
             ],
             queue=backend.queue,
             rubric=backend.rubric,
             pacer=pacer,
+            flags=flags,
         )
+        nursery.start_soon(flags.run, backend.redis)
         nursery.start_soon(pacer.run)
         nursery.start_soon(sessions.run_pings)
         nursery.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
-        nursery.start_soon(_sample, backend, sessions)
+        nursery.start_soon(_sample, backend, sessions, unpooled)
         log.info("worker_ready", worker=backend.worker)
         yield Parts(backend=backend, services=services, sessions=sessions, nursery=nursery)
         nursery.cancel_scope.cancel("the worker shuts down")
 
 
-async def _sample(backend: Backend, sessions: Sessions) -> None:
+async def _sample(backend: Backend, sessions: Sessions, unpooled: Unpooled) -> None:
     """Set the gauges once a second, until cancelled."""
     while True:
         pool = backend.pool.statistics()
@@ -187,7 +191,7 @@ async def _sample(backend: Backend, sessions: Sessions) -> None:
         metrics.turns_running.set(sessions.turns_running)
         metrics.provider_connections.set(pool.connections)
         metrics.provider_streams.set(pool.streams)
-        metrics.provider_handshakes.set(pool.handshakes)
+        metrics.provider_handshakes.set(pool.handshakes + unpooled.handshakes)
         with suppress(RedisError):  # the gauges keep their last values; /readyz says it is away
             await _sample_shared(backend)
         await trio.sleep(SAMPLE_S)

@@ -240,6 +240,15 @@ class Grading(Section, frozen=True, kw_only=True):
     )
 
 
+class Rollout(Section, frozen=True, kw_only=True):
+    """For how many users of a hundred a part of coach is used instead of the usual way."""
+
+    pool: Percent = 100
+    """0: a new TLS connection for each feedback request."""
+    backpressure: Percent = 100
+    """0: feedback requests go without a budget, and meet the provider's 429."""
+
+
 class Log(Section, frozen=True, kw_only=True):
     """What is written to standard error."""
 
@@ -260,6 +269,7 @@ class Settings(Section, frozen=True, kw_only=True):
     budget: Budget = Budget()
     failover: Failover = Failover()
     grading: Grading = Grading()
+    rollout: Rollout = Rollout()
     log: Log = Log()
 
     @property

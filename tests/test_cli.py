@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from coach import __version__
+from coach.store import open_embedded
 
 pytestmark = pytest.mark.real_time
 
@@ -81,6 +82,25 @@ async def test_a_token_speaks_for_whom_it_was_made(tmp_path: Path) -> None:
     assert (claims["sub"], claims["org"], claims["role"]) == ("ana", "school", "student")
     assert (done.returncode, done.stderr) == (0, b"")
     assert not (tmp_path / ".coach").exists()
+
+
+async def test_flags_are_set_for_all_workers_and_given_back_to_the_settings(
+    tmp_path: Path,
+) -> None:
+    async with open_embedded(tmp_path / "valkey") as server:
+        (tmp_path / "coach.toml").write_text(
+            f"[redis]\nurl = '{server.url}'\n[rollout]\nbackpressure = 50"
+        )
+        done = await coach("flags", "set", "pool", "25", cwd=tmp_path)
+        assert done.stdout == b"pool: 25 %\n"
+        shown = (await coach("flags", "show", cwd=tmp_path)).stdout.decode().splitlines()
+        assert [line.split()[:2] for line in shown] == [["pool", "25"], ["backpressure", "50"]]
+        await coach("flags", "reset", "pool", cwd=tmp_path)
+        shown = (await coach("flags", "show", cwd=tmp_path)).stdout.decode().splitlines()
+        assert "100 %  from the settings" in shown[0]
+        assert "there is no flag 'poool'" in refusal(
+            await coach("flags", "set", "poool", "1", cwd=tmp_path)
+        )
 
 
 async def test_help_names_every_command_and_the_version_is_the_packages(tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ PAGE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text(encodi
 SECTIONS = [
     config.Settings,
     *(getattr(config, name) for name in ("Server", "Redis", "Auth", "Limits", "Provider", "Quota")),
-    *(getattr(config, name) for name in ("Pool", "Budget", "Grading", "Log")),
+    *(
+        getattr(config, name)
+        for name in ("Pool", "Budget", "Failover", "Grading", "Rollout", "Log")
+    ),
 ]
 
 

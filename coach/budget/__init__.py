@@ -3,6 +3,7 @@
 from .endpoint import Admission, BudgetStatistics, EndpointBudget, open_endpoint_budget
 from .limits import Reservation, UserLimits, user_limits
 from .quota import LANES, Ask, Lane
+from .ungoverned import FreeAdmission, Ungoverned
 
 __all__ = [
     "LANES",
@@ -10,8 +11,10 @@ __all__ = [
     "Ask",
     "BudgetStatistics",
     "EndpointBudget",
+    "FreeAdmission",
     "Lane",
     "Reservation",
+    "Ungoverned",
     "UserLimits",
     "open_endpoint_budget",
     "user_limits",

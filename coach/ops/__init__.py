@@ -1,7 +1,8 @@
-"""What operators look at: metrics and log."""
+"""What operators look at: metrics, log, flags."""
 
 from __future__ import annotations
 
 from . import log, metrics
+from .flags import FLAGS, Flag, Flags, read_flags, write_flag
 
-__all__ = ["log", "metrics"]
+__all__ = ["FLAGS", "Flag", "Flags", "log", "metrics", "read_flags", "write_flag"]

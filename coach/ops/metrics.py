@@ -83,6 +83,15 @@ provider_handshakes: Final = Gauge(
     "Provider connections opened since the worker's start.",
     multiprocess_mode="livesum",
 )
+flag_percent: Final = Gauge(
+    "coach_flag_percent",
+    "Of how many users of a hundred a rollout flag is on.",
+    ["flag"],
+    multiprocess_mode="livemostrecent",
+)
+flag_off_turns_total: Final = Counter(
+    "coach_flag_off_turns_total", "Feedback turns for which a rollout flag was off.", ["flag"]
+)
 queue_depth: Final = Gauge(
     "coach_queue_depth",
     "Grading jobs that wait, per lane.",

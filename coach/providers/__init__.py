@@ -22,6 +22,7 @@ from .records import (
     Usage,
     estimate_tokens,
 )
+from .unpooled import Unpooled
 
 __all__ = [
     "Block",
@@ -38,6 +39,7 @@ __all__ = [
     "ProviderError",
     "ReceiverFailed",
     "Sink",
+    "Unpooled",
     "Usage",
     "estimate_tokens",
     "feedback_prompt",

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from typing import final
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol, final
 from urllib.parse import urlsplit
 
 import attrs
@@ -33,6 +33,15 @@ from .tls import Dial, Wire, client_context, dial_plain, dial_tls
 
 Stream = Call
 """What `Pool.open_stream` lends out: `wait_head`, `wait_end`, `close`."""
+
+
+class OpensStreams(Protocol):
+    """Where a request can be sent; see `Pool`."""
+
+    def open_stream(
+        self, request: StreamRequest, receiver: Receiver
+    ) -> AbstractAsyncContextManager[Stream]:
+        """See `Pool.open_stream`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -213,6 +222,18 @@ async def open_pool(
       ConfigurationError: a `ca_file` cannot be used.
       whatever the body raised, as it is.
     """
+    dial, origins = dialer(settings)
+    warm = origins if settings.pool.keep_warm else []
+    async with open_pool_with(settings.pool, dial, on_batch=on_batch, warm=warm) as pool:
+        yield pool
+
+
+def dialer(settings: config.Settings) -> tuple[Dial, list[Origin]]:
+    """How connections are made, and where those of the configured providers lead over TLS.
+
+    Raises:
+      ConfigurationError: a `ca_file` cannot be used.
+    """
     contexts = _contexts(settings)
 
     async def dial(origin: Origin) -> Wire:
@@ -222,9 +243,7 @@ async def open_pool(
             contexts[origin] = client_context(None)
         return await dial_tls(origin, contexts[origin])
 
-    warm = list(contexts) if settings.pool.keep_warm else []
-    async with open_pool_with(settings.pool, dial, on_batch=on_batch, warm=warm) as pool:
-        yield pool
+    return dial, list(contexts)
 
 
 @asynccontextmanager

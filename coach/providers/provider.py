@@ -13,7 +13,7 @@ from .answer import Api, OnHeaders
 from .anthropic import Anthropic
 from .exchange import StreamError, StreamRequest
 from .openai import OpenAI
-from .pool import Pool, origin_of
+from .pool import OpensStreams, origin_of
 from .records import Completion, Prompt, ProviderError, Sink
 
 END_S_MAX: Final = 1.0
@@ -54,7 +54,7 @@ class Provider(Protocol):
         """Ask for an answer in one piece; otherwise like `stream`."""
 
 
-def open_provider(settings: config.Provider, pool: Pool) -> Provider:
+def open_provider(settings: config.Provider, pool: OpensStreams) -> Provider:
     """Make the endpoint that the settings describe; nothing is sent.
 
     Raises:
@@ -77,7 +77,7 @@ def open_provider(settings: config.Provider, pool: Pool) -> Provider:
 class HttpProvider:
     """An endpoint that is asked over the pool, in the words of its `Api`."""
 
-    def __init__(self, settings: config.Provider, pool: Pool, api: Api) -> None:
+    def __init__(self, settings: config.Provider, pool: OpensStreams, api: Api) -> None:
         self.name: Final = settings.name
         self.model: Final = settings.model
         self._api = api

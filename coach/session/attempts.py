@@ -22,7 +22,7 @@ from ..providers import ProviderError, Usage, estimate_tokens, is_fault, is_fina
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..budget import Admission
+    from ..budget import Admission, FreeAdmission
     from ..errors import CoachError
     from ..providers import FirstTokens, Leave, Prompt
     from .services import Route
@@ -194,7 +194,12 @@ class Attempts:
             task_status.started(has_ended)
 
     async def _converse(
-        self, route: Route, leave: Leave, prompt: Prompt, ask: Ask, admission: Admission
+        self,
+        route: Route,
+        leave: Leave,
+        prompt: Prompt,
+        ask: Ask,
+        admission: Admission | FreeAdmission,
     ) -> bool:
         """Stream one provider's answer, and settle what it cost."""
         self._moved_on.set()
@@ -249,7 +254,7 @@ class Attempts:
             return
         self._turn.fail(self._verdict)
 
-    def _settle(self, provider: str, used: Usage, admission: Admission) -> None:
+    def _settle(self, provider: str, used: Usage, admission: Admission | FreeAdmission) -> None:
         for kind, count in attrs.asdict(used).items():
             metrics.tokens_total.labels(provider, kind).inc(count)
         fresh = used.input + used.cache_write

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Final
 
 import attrs
+
+from ..budget import Ungoverned
 
 if TYPE_CHECKING:
     from .. import config
     from ..budget import EndpointBudget, UserLimits
     from ..grading import Queue, Rubric
+    from ..ops import Flag, Flags
     from ..providers import Circuit, FirstTokens, Provider
     from .auth import Authority
     from .pacer import Pacer
+
+UNGOVERNED: Final = Ungoverned()
 
 
 @attrs.frozen(kw_only=True)
@@ -21,10 +26,21 @@ class Route:
     """A provider's endpoint, and what guards it."""
 
     provider: Provider
-    budget: EndpointBudget
+    budget: EndpointBudget | Ungoverned
     circuit: Circuit
     first_tokens: FirstTokens
     output_tokens_max: int
+    unpooled: Provider
+    """The same endpoint over a connection for each request; for whom the flag `pool` is off."""
+
+    def without(self, off: Collection[Flag]) -> Route:
+        """The same without the parts of coach that are off."""
+        route = self
+        if "pool" in off:
+            route = attrs.evolve(route, provider=self.unpooled)
+        if "backpressure" in off:
+            route = attrs.evolve(route, budget=UNGOVERNED)
+        return route
 
 
 @attrs.frozen(kw_only=True)
@@ -41,3 +57,4 @@ class Services:
     queue: Queue
     rubric: Rubric
     pacer: Pacer
+    flags: Flags

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..errors import Code
+    from ..ops import Flag
     from ..providers import Completion, Provider, Usage
     from .attempts import Attempt
     from .auth import Identity
@@ -64,6 +65,7 @@ class Turn:
         self._send_at = 0.0  # until then text is held
         self._asked_at = trio.current_time()
         self._attempt: Attempt | None = None  # of the provider that answers now
+        self._flags_off: tuple[Flag, ...] = ()
         self._first_seen = False  # the first token of the turn, whoever it came from
 
     # -- the sink: called synchronously by the provider connection's reader task --------------
@@ -109,7 +111,12 @@ class Turn:
         """`provider` answers; what another one had begun is void, and why."""
         if self._attempt is None:
             self._say(
-                wire.Started(request=self.request, provider=provider.name, model=provider.model)
+                wire.Started(
+                    request=self.request,
+                    provider=provider.name,
+                    model=provider.model,
+                    flags_off=self._flags_off,
+                )
             )
         else:
             self._held.clear()
@@ -186,7 +193,13 @@ class Turn:
         )
         tokens = estimate_tokens(prompt.characters()) + prompt.output_tokens_max
         stall_s = services.settings.failover.stall_s_max
-        attempts = Attempts(self, services.routes, org=identity.org, stall_s=stall_s)
+        routes = services.routes
+        self._flags_off = tuple(services.flags.off_for(identity.user))
+        if self._flags_off:
+            routes = [route.without(self._flags_off) for route in routes]
+            for flag in self._flags_off:
+                metrics.flag_off_turns_total.labels(flag).inc()
+        attempts = Attempts(self, routes, org=identity.org, stall_s=stall_s)
         async with services.limits.reserve(
             user=identity.user, org=identity.org, tokens=tokens
         ) as reservation:

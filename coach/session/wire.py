@@ -135,6 +135,8 @@ class Started(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     request: str
     provider: str
     model: str
+    flags_off: tuple[str, ...] = ()
+    """Rollout flags that are off for this user; absent where none is."""
 
 
 class Delta(_Server, tag=str.lower, omit_defaults=True, kw_only=True):

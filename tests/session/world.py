@@ -23,6 +23,7 @@ from coach.grading import (
     SubmissionState,
     load_rubric,
 )
+from coach.ops import Flags
 from coach.providers import Completion, FirstTokens, Prompt, Sink, Usage
 from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
 from coach.session.auth import Identity
@@ -128,6 +129,8 @@ class World:
         factory=lambda: Sessions(connections_per_user=2, ping_s=20.0, drain_s=5.0)
     )
 
+    rollout: config.Rollout = attrs.field(factory=config.Rollout)
+
     name: str = "scripted"
     model: str = "script-1"
 
@@ -204,12 +207,14 @@ class World:
                     circuit=cast("Any", world.circuit),
                     first_tokens=world.first_tokens,
                     output_tokens_max=100,
+                    unpooled=cast("Any", world),
                 )
                 for world in (self, *self.others)
             ],
             queue=cast("Any", self),
             rubric=load_rubric(None),
             pacer=Pacer(0),
+            flags=Flags(self.rollout),
         )
 
     @asynccontextmanager
