@@ -29,6 +29,7 @@ from . import config, edge
 from .backend import Backend, open_backend
 from .budget import user_limits
 from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
+from .grading import Desk, Latencies
 from .ops import Flags, metrics
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
@@ -41,6 +42,7 @@ WEB: Final = Path(str(files("coach") / "web"))
 SAMPLE_S: Final = 1.0
 DRAIN_SHARE: Final = 0.7
 """Of `server.drain_s`, what turns under way have before their sockets are closed."""
+DEAD_SHOWN: Final = 20
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -203,8 +205,21 @@ async def _sample_shared(backend: Backend) -> None:
     Raises:
       RedisError: it is away.
     """
-    for lane, depth in (await backend.queue.depth()).items():
-        metrics.queue_depth.labels(lane).set(depth)
+    queue = await backend.queue.statistics()
+    for lane, found in queue.lanes.items():
+        metrics.queue_depth.labels(lane).set(found.ready)
+        metrics.queue_oldest.labels(lane).set(found.oldest_s)
+        metrics.queue_paused.labels(lane).set(found.mode == "paused")
+    for state in ("delayed", "leased", "dead"):
+        metrics.queue_jobs.labels(state).set(getattr(queue, state))
+    counts = await backend.queue.counts()
+    metrics.queue_history.events = {
+        (event, lane): count for (event, lane), count in counts.events.items()
+    }
+    for lane, latencies in counts.pickup.items():
+        metrics.queue_history.pickup[lane] = _histogram(latencies)
+    for lane, latencies in counts.total.items():
+        metrics.queue_history.total[lane] = _histogram(latencies)
     for endpoint in backend.endpoints:
         budget = await endpoint.budget.statistics()
         circuit = endpoint.circuit.statistics()
@@ -213,6 +228,14 @@ async def _sample_shared(backend: Backend) -> None:
             metrics.line_length.labels(budget.endpoint, lane).set(length)
         for dimension, share in budget.used.items():
             metrics.budget_used.labels(budget.endpoint, dimension).set(share)
+
+
+def _histogram(latencies: Latencies) -> metrics.Histogrammed:
+    return metrics.Histogrammed(
+        counts=[(bound / 1000, count) for bound, count in latencies.counts.items()],
+        beyond=latencies.beyond,
+        sum=latencies.sum_s,
+    )
 
 
 def _origin_is_welcome(headers: Mapping[bytes, bytes], public_origins: tuple[str, ...]) -> bool:
@@ -288,6 +311,17 @@ async def _submission(submission: str) -> dict[str, Any]:
         "status": state.status,
         "grade": None if state.grade is None else attrs.asdict(state.grade),
     }
+
+
+@app.get("/api/queue")
+async def _queue() -> dict[str, Any]:
+    """How much waits, and the newest dead letters; for operators."""
+    if _caller().role != "operator":
+        raise Forbidden("the queue is for operators: coach token --role operator")
+    desk = Desk(app.opened().backend.redis, app.settings.grading)
+    statistics = await desk.queue.statistics()
+    dead = [job async for job in desk.jobs("dead", newest_first=True, count_max=DEAD_SHOWN)]
+    return {**attrs.asdict(statistics), "dead_letters": [attrs.asdict(job) for job in dead]}
 
 
 def _caller() -> Identity:

@@ -1,4 +1,4 @@
-"""The command line: `coach serve | grade | demo | doctor | flags | redis | token`.
+"""The command line: `coach serve | grade | demo | doctor | flags | queue | redis | token`.
 
 A configuration mistake is one line on standard error and exit code 2, never a traceback.
 """
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import trio
 import typer
 
-from . import __version__, config
+from . import __version__, config, queue_commands
 from .errors import CoachError, first_error
+from .options import ConfigOption, DataDirOption
+from .options import load as _load
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,16 +36,9 @@ cli = typer.Typer(
 
 flags_cli = typer.Typer(help="Rollout flags: parts of coach by percent of users.")
 cli.add_typer(flags_cli, name="flags", no_args_is_help=True)
+cli.add_typer(queue_commands.cli, name="queue")
 
 T = TypeVar("T")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="Settings file (TOML); else $COACH_CONFIG, else ./coach.toml."),
-]
-DataDirOption = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder for the embedded Redis, keys and logs.")
-]
 
 Model = Literal["simulated", "local"]
 
@@ -59,17 +54,6 @@ def main() -> None:
     except* KeyboardInterrupt:
         code = 130
     sys.exit(code)
-
-
-def _load(path: Path | None, data_dir: Path | None = None) -> config.Settings:
-    """Read the settings, and hand what the command line said on to child processes."""
-    if path is None and "COACH_CONFIG" not in os.environ and Path("coach.toml").is_file():
-        path = Path("coach.toml")
-    if path is not None:
-        os.environ["COACH_CONFIG"] = str(path.absolute())
-    if data_dir is not None:
-        os.environ["COACH_DATA_DIR"] = str(data_dir.absolute())
-    return config.load(config.path_from_environment())
 
 
 @cli.command()

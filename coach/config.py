@@ -26,6 +26,8 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Percent = Annotated[int, Meta(ge=0, le=100)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Org = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")]
+Weight = Annotated[int, Meta(ge=1, le=100)]
 
 PREFIX: Final = "COACH_"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -227,9 +229,18 @@ class Grading(Section, frozen=True, kw_only=True):
     attempts_max: Count = 5
     retry_base_s: Seconds = 0.5
     retry_s_max: Seconds = 30.0
+    retry_per_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
+    """The retry budget of a shard: so many begin in a second, after `retry_burst` at once."""
+    retry_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 50
     shards: Count = 1
     depth_max: Count = 10_000
-    """Essays that may wait per shard; beyond it submissions are refused as `overloaded`."""
+    """Unfinished jobs of a shard; beyond it submissions are refused as `overloaded`."""
+    background_depth_percent: Percent = 50
+    """Share of `depth_max` from which on background jobs are refused: before everybody else's."""
+    org_depth_percent: Annotated[int, Meta(ge=1, le=100)] = 50
+    """Share of `depth_max` that one org may have waiting in a lane."""
+    weights: dict[Org, Weight] = {}
+    """By org, where it is not 1: shares of the graders' time while several orgs wait."""
     drain_s: Seconds = 10.0
     """From SIGTERM until a grader hands back what it has not finished."""
     result_days: Count = 90

@@ -25,7 +25,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from coach import config
 from coach.app import CONTENT_SECURITY_POLICY, Parts, app, open_parts
-from coach.grading import CriterionGrade, Grade, Submission
+from coach.grading import Claim, CriterionGrade, Grade, Submission
 from coach.ops import metrics
 from coach.store import EmbeddedServer, open_embedded
 from tests.support.stack import descriptors_of
@@ -57,9 +57,9 @@ class Opened:
     parts: Parts
     redis: EmbeddedServer
 
-    def bearer(self, user: str = "ana", org: str = "demo") -> dict[str, str]:
-        """Headers that speak for a student."""
-        token, _ = self.parts.services.authority.issue(user=user, org=org, role="student")
+    def bearer(self, user: str = "ana", org: str = "demo", role: str = "student") -> dict[str, str]:
+        """Headers that speak for somebody."""
+        token, _ = self.parts.services.authority.issue(user=user, org=org, role=role)
         return {"Authorization": f"Bearer {token}"}
 
 
@@ -172,6 +172,41 @@ async def test_a_submission_is_shown_to_its_author_only(tmp_path: Path) -> None:
         await queue.finish(claim, GRADE)
         graded = {**queued, "status": "graded", "grade": as_json(GRADE)}
         assert await answer(path, mine) == (200, graded)
+
+
+async def test_operators_see_the_queue_and_nobody_else(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        queue = served.parts.backend.queue
+        for id_ in ("dead", "waits"):
+            await queue.submit(
+                Submission(id=id_, user="ana", org="demo", assignment="x", text="Calm.")
+            )
+            if id_ == "dead":
+                claim = await queue.claim(0, ["submission"])
+                assert isinstance(claim, Claim)
+                await queue.fail(claim, reason="no use", final=True)
+        for role in ("student", "educator"):
+            assert (await answer("/api/queue", served.bearer(role=role)))[0] == 403
+        status, told = await answer("/api/queue", served.bearer(role="operator"))
+        await trio.sleep(1.1)  # the next sample
+        text = await (await app.test_client().get("/metrics")).get_data(as_text=True)
+    assert status == 200
+    assert told["lanes"]["submission"]["ready"] == 1
+    assert (told["delayed"], told["leased"], told["dead"]) == (0, 0, 1)
+    (letter,) = told["dead_letters"]
+    assert (letter["id"], letter["reason"], letter["attempts"]) == ("dead", "no use", 1)
+    for sample in (
+        'coach_queue_depth{lane="submission"} 1.0',
+        'coach_queue_paused{lane="submission"} 0.0',
+        'coach_queue_jobs{state="dead"} 1.0',
+        'coach_queue_events_total{event="submitted",lane="submission"} 2.0',
+        'coach_queue_events_total{event="dead",lane="submission"} 1.0',
+        'coach_queue_pickup_seconds_bucket{lane="submission",le="+Inf"} 1.0',
+        'coach_queue_pickup_seconds_count{lane="submission"} 1.0',
+        'coach_queue_total_seconds_bucket{lane="submission",le="600.0"} 0.0',
+    ):
+        assert f"\n{sample}\n" in text, sample
+    assert 'coach_queue_oldest_seconds{lane="submission"} 0.0' not in text
 
 
 async def test_assignments_are_those_of_the_rubric(tmp_path: Path) -> None:

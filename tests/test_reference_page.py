@@ -55,3 +55,10 @@ def test_every_command_is_explained() -> None:
         if command.callback is not None and not command.hidden
     ]
     assert {name for name in names if f"`coach {name}`" not in PAGE} == set()
+    for group in cli.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__
+            alone, of_group = f"`coach {group.name} {name}`", f"`coach {group.name}`"
+            assert alone in PAGE or (of_group in PAGE and f"`{name}" in PAGE), alone

@@ -44,6 +44,8 @@ T = TypeVar("T")
 SETTLE_S_MAX: Final = 5.0
 """How long storing a result may outlast a cancellation, or wait for a Redis that restarts."""
 HAND_BACK_S_MAX: Final = 1.0
+KINDS: Final = ("grade",)
+"""What this grader knows to do."""
 REDIS_PAUSE_S: Final = 0.5
 """Between claims while Redis does not answer."""
 RECHECKS_PER_LEASE: Final = 4
@@ -207,6 +209,10 @@ class _Grader:
         job = await self._queue.load(claim)
         if job is None:
             await self._fail(claim, reason="the record has outlived its time", final=True)
+            return
+        if job.kind not in KINDS:
+            reason = f"no grader knows the kind {job.kind!r}: update them, then `coach queue retry`"
+            await self._fail(claim, reason=reason, code="internal", final=True)
             return
         if claim.failures >= self._settings.attempts_max:
             await self._fail(claim, reason=f"{claim.failures} attempts did not end", final=True)

@@ -1,13 +1,15 @@
 """The grading queue in Redis: nothing acknowledged is lost, nothing is graded twice.
 
-Each operation is one Lua script (`coach/store/lua/queue_*.lua`; the data structures and their
-invariants stand in queue_submit.lua). A grader holds a job by a lease and the attempt number of
+Each operation is one Lua script (`coach/store/lua/queue_*.lua`; the data structures, their order
+and invariants stand in queue_jobs.lua). A grader holds a job by a lease and the attempt number of
 its claim: with an older one it can neither extend, save, finish, fail nor release.
 
     submit ──> ready ──claim──> leased ──finish──> (the grade is in the record)
                  ^ ^              │ │ │
                  │ └───release────┘ │ └──fail, too often──> dead
-                 └──promote── delayed <──fail──┘      promote also takes back leases run out
+                 └──claim, promote── delayed <──fail       these take back leases run out as well
+
+What operators do with it stands in desk.py.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import attrs
 import msgspec
@@ -24,6 +27,7 @@ import trio
 from ..errors import BadMessage, Conflict, Forbidden, Overloaded
 from ..store import RedisError, ResponseError, script
 from .records import LANES, Failure, Grade, Status, SubmissionState
+from .scripts import BOUNDS_MS, key, markers_key, record_key, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +35,15 @@ if TYPE_CHECKING:
     from .. import config
     from ..errors import Code
     from ..store import Redis
-    from .records import Lane, Submission
+    from .records import Kind, Lane, Submission
 
 DISK_S_MAX: Final = 5.0
 """How long a submission may wait for the disk; `appendfsync everysec` takes up to a second."""
 CLAIM_S_MAX: Final = 2.0
 """How long a claim may outlast its cancellation, so that what it took is known."""
 PROMOTED_MAX: Final = 128
+RETRY_AFTER_S: Final = 10.0
+"""What a client that is refused for the queue's depth is told."""
 MAIL_LENGTH_MAX: Final = 10_000
 MAIL_TTL_S: Final = 3_600
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}")
@@ -63,6 +69,8 @@ class Claim:
 class Job:
     """What a grader must know to do the work of a claim."""
 
+    kind: Kind
+    parameters: dict[str, str]
     user: str
     org: str
     assignment: str
@@ -92,16 +100,60 @@ class Failed:
     failures: int
 
 
+Mode = Literal["open", "paused", "draining"]
+"""Of a lane. paused: nothing is handed out; draining: nothing is taken in."""
+
+
+@attrs.frozen(kw_only=True)
+class LaneStatistics:
+    """One lane, all shards together."""
+
+    ready: int = 0
+    """Jobs that wait for a grader."""
+    unfinished: int = 0
+    """Ready, put off, or with a grader."""
+    oldest_s: float = 0.0
+    """Since the oldest unfinished one was submitted; 0 where there is none."""
+    mode: Mode = "open"
+    """Of the first shard: all are told the same."""
+
+
 @attrs.frozen(kw_only=True)
 class QueueStatistics:
-    """All shards together, except ages, which are the oldest of any."""
+    """All shards together."""
 
-    ready: dict[Lane, int]
-    oldest_s: dict[Lane, float]
-    """Since the submission of the next job of the lane; 0 where none waits."""
+    lanes: dict[Lane, LaneStatistics]
     delayed: int
     leased: int
     dead: int
+
+    @property
+    def ready(self) -> dict[Lane, int]:
+        """Jobs that wait for a grader."""
+        return {lane: statistics.ready for lane, statistics in self.lanes.items()}
+
+
+@attrs.frozen(kw_only=True)
+class Latencies:
+    """A histogram that all graders have filled together since the queue exists."""
+
+    counts: dict[int, int]
+    """By upper end in milliseconds, not cumulative; all of `BOUNDS_MS`."""
+    beyond: int
+    """Longer than the last of them."""
+    sum_s: float
+
+
+@attrs.frozen(kw_only=True)
+class QueueCounts:
+    """What has happened since the queue exists, all shards together."""
+
+    events: dict[tuple[str, Lane], int]
+    """submitted, retried, lost (leases), dead, cancelled, replayed; only those that have."""
+    pickup: dict[Lane, Latencies]
+    """From submission to first claim."""
+    total: dict[Lane, Latencies]
+    """From submission to grade."""
 
 
 class Queue:
@@ -118,7 +170,11 @@ class Queue:
         self._failures_max = settings.attempts_max
         self._base_s = settings.retry_base_s
         self._delay_s_max = settings.retry_s_max
+        self._retries = (settings.retry_per_s, settings.retry_burst)
         self._depth_max = settings.depth_max
+        self._background_depth_max = _share(settings.depth_max, settings.background_depth_percent)
+        self._org_depth_max = _share(settings.depth_max, settings.org_depth_percent)
+        self._weights = settings.weights
         self._ttl_s = settings.result_days * _DAY_S
         self._rng = random.Random()  # noqa: S311  spreads retries, guards nothing
         self.shards = range(settings.shards)
@@ -126,10 +182,11 @@ class Queue:
     # -- for whoever hands in an essay ---------------------------------------------------------
 
     async def submit(self, submission: Submission) -> SubmissionState:
-        """Take a submission in; returns when it is on disk. Idempotent by id and text.
+        """Take a submission in; returns when it is on disk. Idempotent by id, text and kind.
 
-        "On disk" is what the server says to WAITAOF. Cancelled, or failed with anything but the
-        first three errors, it may have been taken in: submit again under the same id.
+        "On disk" is what the server says to WAITAOF; one that does not know it is believed where it
+        is set to sync every write. Cancelled, or failed with anything but the first three errors,
+        it may have been taken in: submit again under the same id.
 
         Returns:
           The state: of a new one `queued`; of a known one whatever it is by now.
@@ -138,7 +195,8 @@ class Queue:
           BadMessage: the id or the text has characters that it may not have.
           Forbidden: the id belongs to somebody else.
           Conflict: the id is known with another text.
-          Overloaded: too many wait, or the server cannot say that it is on disk.
+          Overloaded: too many wait, in all or of this org; the lane is being drained; or the
+            server cannot say that it is on disk.
         """
         if not _ID.fullmatch(submission.id):
             raise BadMessage("a submission's id: 1 to 64 of A-Z a-z 0-9 _ . : @ -")
@@ -146,29 +204,28 @@ class Queue:
             text = submission.text.encode()
         except UnicodeEncodeError as error:
             raise BadMessage("the essay holds half of a character (a lone surrogate)") from error
-        shard = self.shard(submission.org)
-        reply = await script("queue_submit")(
+        parameters = msgspec.json.encode(submission.parameters, order="sorted")
+        background = submission.lane == "background"
+        reply = await run(
             self._redis,
-            [
-                _record(shard, submission.id),
-                _key(shard, "ready"),
-                _key(shard, "jobs"),
-                _key(shard, "arrivals"),
-                _markers(shard, submission.lane),
-            ],
-            [
-                submission.id,
-                submission.user,
-                submission.org,
-                submission.assignment,
-                text,
-                hashlib.sha256(text).hexdigest(),
-                LANES.index(submission.lane),
-                submission.worker,
-                submission.session,
-                self._ttl_s,
-                self._depth_max,
-            ],
+            "queue_submit",
+            self.shard(submission.org),
+            submission.id,
+            submission.user,
+            submission.org,
+            submission.assignment,
+            text,
+            _digest(submission.kind.encode(), parameters, text),
+            LANES.index(submission.lane),
+            submission.worker,
+            submission.session,
+            self._ttl_s,
+            self._background_depth_max if background else self._depth_max,
+            self._org_depth_max,
+            self.weight(submission.org),
+            submission.kind,
+            parameters,
+            record=submission.id,
         )
         match reply[0]:
             case b"forbidden":
@@ -176,7 +233,14 @@ class Queue:
             case b"conflict":
                 raise Conflict("this submission id was used for another text")
             case b"full":
-                raise Overloaded("too many essays wait to be graded", retry_after_s=10.0)
+                raise Overloaded("too many essays wait to be graded", retry_after_s=RETRY_AFTER_S)
+            case b"org_full":
+                raise Overloaded(
+                    "too many essays of your organisation wait to be graded",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            case b"draining":
+                raise Overloaded("no essays are taken in now", retry_after_s=3 * RETRY_AFTER_S)
         await self._reach_disk()
         if reply[0] == b"present":
             state = await self.get(submission.org, submission.id)
@@ -191,27 +255,39 @@ class Queue:
         )
 
     async def _reach_disk(self) -> None:
+        refused: ResponseError | None = None
+        local = 0
         try:
             local, _ = await self._redis.execute_command("WAITAOF", 1, 0, round(DISK_S_MAX * 1000))
         except ResponseError as error:
+            refused = error
+        if refused is not None:
+            if await self._syncs_always():
+                return  # its answer to the script came after the sync
             raise Overloaded(
-                f"submissions are not taken: Redis keeps no append-only file ({error})",
+                f"submissions are not taken: Redis cannot say that they are on disk ({refused}): "
+                "set appendonly yes, and before version 7.2 also appendfsync always",
                 retry_after_s=60.0,
-            ) from error
+            ) from refused
         if local < 1:
             raise Overloaded(
                 f"Redis did not reach its disk within {DISK_S_MAX:g} s: submit again",
                 retry_after_s=5.0,
             )
 
+    async def _syncs_always(self) -> bool:
+        try:
+            found = await self._redis.config_get("append*")
+        except ResponseError:  # services that keep CONFIG to themselves
+            return False
+        return (found.get("appendonly"), found.get("appendfsync")) == ("yes", "always")
+
     async def get(self, org: str, submission: str) -> SubmissionState | None:
         """The submission as it is now; None where the org has none of this id."""
         shard = self.shard(org)
         if not _ID.fullmatch(submission):
             return None
-        reply = await script("queue_state")(
-            self._redis, [_record(shard, submission), _key(shard, "leased")], [submission]
-        )
+        reply = await run(self._redis, "queue_state", shard, submission, record=submission)
         if not reply or reply[2].decode() != org:
             return None
         status, user, _, submitted_ms, grade, code, message, reason, failures = reply
@@ -237,45 +313,64 @@ class Queue:
     # -- for graders ---------------------------------------------------------------------------
 
     async def claim(self, shard: int, lanes: Sequence[Lane]) -> Claim | float | None:
-        """Lease the most urgent job that is ready.
+        """Lease the most urgent job that is ready: see `claim_many`.
+
+        Returns:
+          A claim; or, where nothing is ready, in how many seconds something may be, None for never.
+        """
+        claims, due_s = await self.claim_many(shard, lanes, 1)
+        return claims[0] if claims else due_s
+
+    async def claim_many(
+        self, shard: int, lanes: Sequence[Lane], count_max: int
+    ) -> tuple[list[Claim], float | None]:
+        """Lease the most urgent jobs that are ready, in one round trip.
+
+        Retries that are due and leases that have run out (16 of each) become ready first.
 
         Cancellation: cancelled before it begins, it takes nothing; later it goes on for the round
         trip and returns what it took, and the caller's next checkpoint is cancelled. Should Redis
-        not answer for 2 s, a job may be leased that nobody knows of: it comes back when its lease
+        not answer for 2 s, jobs may be leased that nobody knows of: they come back when their lease
         runs out.
 
         Args:
           shard: one of `shards`.
           lanes: those to serve, most urgent first.
+          count_max: 1 to 64.
 
         Returns:
-          A claim; or, where nothing is ready, in how many seconds `promote` will have work,
-          None for never.
+          Claims, most urgent first; and in how many seconds the next retry or lost lease may be
+          claimed, None for never.
 
         Raises:
           RedisError: no answer, also within 2 s.
         """
-        keys = [_key(shard, name) for name in ("ready", "delayed", "leased", "jobs")]
-        keys += [_markers(shard, lane) for lane in lanes]
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             with trio.CancelScope(shield=True), trio.fail_after(CLAIM_S_MAX):
-                reply = await script("queue_claim")(
-                    self._redis, keys, [self._lease_ms, *map(LANES.index, lanes)]
+                reply = await run(
+                    self._redis,
+                    "queue_claim",
+                    shard,
+                    self._lease_ms,
+                    count_max,
+                    *self._retries,
+                    *map(LANES.index, lanes),
                 )
         except trio.TooSlowError as error:
             raise RedisError(f"no answer to a claim within {CLAIM_S_MAX:g} s") from error
-        if reply[0] == 0:
-            return None if reply[1] < 0 else reply[1] / 1000
-        _, id_, lane, attempt, failures, age_ms = reply
-        return Claim(
-            id=id_.decode(),
-            shard=shard,
-            lane=LANES[lane],
-            attempt=attempt,
-            failures=failures,
-            age_s=age_ms / 1000,
-        )
+        claims = [
+            Claim(
+                id=id_.decode(),
+                shard=shard,
+                lane=LANES[lane],
+                attempt=attempt,
+                failures=failures,
+                age_s=age_ms / 1000,
+            )
+            for id_, lane, attempt, failures, age_ms in zip(*[iter(reply[1:])] * 5, strict=True)
+        ]
+        return claims, None if reply[0] < 0 else reply[0] / 1000
 
     async def wait(self, shard: int, lanes: Sequence[Lane], *, at_most_s: float) -> bool:
         """Sleep until a job may have become ready; False after `at_most_s`.
@@ -283,7 +378,7 @@ class Queue:
         Of the graders that sleep one wakes for each job. Who was woken and will not claim calls
         `promote`, which wakes the next.
         """
-        keys = [_markers(shard, lane) for lane in lanes]
+        keys = [markers_key(shard, lane) for lane in lanes]
         # 0 would mean for ever
         reply = await self._redis.execute_command("BLPOP", *keys, max(0.001, round(at_most_s, 3)))
         return reply is not None
@@ -292,22 +387,23 @@ class Queue:
         """Make ready what is due, and what graders have let go of without a word.
 
         Returns:
-          How many delayed jobs were due, and how many leases had run out; at most 128 each.
+          How many retries were due, as far as the retry budget went, and how many leases had run
+          out; at most 128 each.
         """
-        keys = [_key(shard, name) for name in ("ready", "delayed", "leased", "jobs")]
-        keys += [_markers(shard, lane) for lane in LANES]
-        due, lost = await script("queue_promote")(self._redis, keys, [PROMOTED_MAX])
+        due, lost = await run(self._redis, "queue_promote", shard, PROMOTED_MAX, *self._retries)
         return due, lost
 
     async def load(self, claim: Claim) -> Job | None:
         """Read what a claim is about; None where the record has outlived its time."""
         record: dict[bytes, bytes] = await self._redis.execute_command(
-            "HGETALL", _record(claim.shard, claim.id)
+            "HGETALL", record_key(claim.shard, claim.id)
         )
         if b"text" not in record:
             return None
         prefix = b"judge:"
         return Job(
+            kind=cast("Kind", record[b"kind"].decode()),
+            parameters=msgspec.json.decode(record[b"parameters"], type=dict[str, str]),
             user=record[b"user"].decode(),
             org=record[b"org"].decode(),
             assignment=record[b"assignment"].decode(),
@@ -323,20 +419,11 @@ class Queue:
 
     async def heartbeat(self, claim: Claim) -> bool:
         """Extend the lease to its full length from now; False: it is lost, stop working."""
-        keys = [_key(claim.shard, "leased"), _key(claim.shard, "jobs")]
-        return bool(
-            await script("queue_heartbeat")(
-                self._redis, keys, [claim.id, claim.attempt, self._lease_ms]
-            )
-        )
+        return bool(await self._held("queue_heartbeat", claim, self._lease_ms))
 
     async def save(self, claim: Claim, judge: str, answer: bytes) -> bool:
         """Keep a judge's answer for later attempts; False: the lease is lost, nothing changed."""
-        return bool(
-            await script("queue_judge")(
-                self._redis, self._held(claim), [claim.id, claim.attempt, judge, answer]
-            )
-        )
+        return bool(await self._held("queue_judge", claim, judge, answer))
 
     async def finish(self, claim: Claim, grade: Grade) -> Receiver | None:
         """Store the grade; the job is done. Repeating it is harmless.
@@ -344,11 +431,7 @@ class Queue:
         Returns:
           Who is to be told; None: the lease was lost, and nothing changed.
         """
-        reply = await script("queue_finish")(
-            self._redis,
-            self._held(claim),
-            [claim.id, claim.attempt, msgspec.json.encode(grade), self._ttl_s],
-        )
+        reply = await self._held("queue_finish", claim, msgspec.json.encode(grade), self._ttl_s)
         return None if reply[0] == b"lost" else _receiver(claim.id, reply[1:])
 
     async def fail(
@@ -363,6 +446,9 @@ class Queue:
         delay_s: float | None = None,
     ) -> Failed | None:
         """Put the job off, or give it up when it has failed too often. Repeating it is harmless.
+
+        When it is due it also needs a token of the retry budget, so that an outage which fails
+        thousands does not bring thousands back.
 
         Args:
           claim: the attempt that failed.
@@ -380,25 +466,16 @@ class Queue:
         if delay_s is None:
             ceiling_s = min(self._delay_s_max, self._base_s * 2.0 ** min(claim.attempt - 1, 32))
             delay_s = self._rng.uniform(0.0, ceiling_s)
-        shard = claim.shard
-        reply = await script("queue_fail")(
-            self._redis,
-            [
-                *(_key(shard, name) for name in ("leased", "delayed", "dead", "jobs")),
-                _record(shard, claim.id),
-                _markers(shard, claim.lane),
-            ],
-            [
-                claim.id,
-                claim.attempt,
-                min(round(delay_s * 1000), _DAY_S * 1000),
-                int(counted or final),
-                1 if final else self._failures_max,
-                code,
-                message,
-                reason[:500],
-                self._ttl_s,
-            ],
+        reply = await self._held(
+            "queue_fail",
+            claim,
+            min(round(delay_s * 1000), _DAY_S * 1000),
+            int(counted or final),
+            1 if final else self._failures_max,
+            code,
+            message,
+            reason[:500],
+            self._ttl_s,
         )
         if reply[0] == b"lost":
             return None
@@ -407,17 +484,7 @@ class Queue:
 
     async def release(self, claim: Claim) -> bool:
         """Hand the job back untried, to its old place; False: the lease is lost."""
-        shard = claim.shard
-        return bool(
-            await script("queue_release")(
-                self._redis,
-                [
-                    *(_key(shard, name) for name in ("leased", "ready", "jobs")),
-                    _markers(shard, claim.lane),
-                ],
-                [claim.id, claim.attempt],
-            )
-        )
+        return bool(await self._held("queue_release", claim))
 
     async def mail(
         self, receiver: Receiver, kind: Literal["grade", "failed"], payload: bytes
@@ -442,27 +509,43 @@ class Queue:
                 ],
             )
 
-    # -- for operators -------------------------------------------------------------------------
-
-    async def depth(self) -> dict[Lane, int]:
-        """Jobs that are ready and wait for a grader, per lane."""
-        return (await self.statistics()).ready
+    # -- for metrics ---------------------------------------------------------------------------
 
     async def statistics(self) -> QueueStatistics:
         """How much waits, and for how long; shards are asked one after the other."""
-        ready: dict[Lane, int] = dict.fromkeys(LANES, 0)
-        oldest_s: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
+        lanes = {lane: LaneStatistics() for lane in LANES}
         totals = [0, 0, 0]
         for shard in self.shards:
-            keys = [_key(shard, name) for name in ("ready", "delayed", "leased", "dead", "jobs")]
-            reply = await script("queue_depth")(self._redis, keys, [])
+            reply = await run(self._redis, "queue_depth", shard)
             totals = [total + part for total, part in zip(totals, reply[:3], strict=True)]
-            for lane, count, age_ms in zip(LANES, reply[3::2], reply[4::2], strict=True):
-                ready[lane] += count
-                oldest_s[lane] = max(oldest_s[lane], age_ms / 1000)
+            for lane, (ready, unfinished, age_ms, mode) in zip(
+                LANES, zip(*[iter(reply[3:])] * 4, strict=True), strict=True
+            ):
+                known = lanes[lane]
+                lanes[lane] = LaneStatistics(
+                    ready=known.ready + ready,
+                    unfinished=known.unfinished + unfinished,
+                    oldest_s=max(known.oldest_s, age_ms / 1000),
+                    mode=mode.decode() if shard == self.shards[0] else known.mode,
+                )
         delayed, leased, dead = totals
-        return QueueStatistics(
-            ready=ready, oldest_s=oldest_s, delayed=delayed, leased=leased, dead=dead
+        return QueueStatistics(lanes=lanes, delayed=delayed, leased=leased, dead=dead)
+
+    async def counts(self) -> QueueCounts:
+        """What has happened since the queue exists; shards are asked one after the other."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            counts = await self._redis.execute_command("HGETALL", key(shard, "counts"))
+            found.update({name.decode(): int(count) for name, count in counts.items()})
+        events = {}
+        for name, count in found.items():
+            event, lane, *rest = name.split(":")
+            if not rest:
+                events[event, LANES[int(lane)]] = count
+        return QueueCounts(
+            events=events,
+            pickup={lane: _latencies(found, f"pickup:{n}") for n, lane in enumerate(LANES)},
+            total={lane: _latencies(found, f"total:{n}") for n, lane in enumerate(LANES)},
         )
 
     def shard(self, org: str) -> int:
@@ -470,9 +553,15 @@ class Queue:
         digest = hashlib.sha256(org.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8]) % len(self.shards)
 
-    def _held(self, claim: Claim) -> list[str]:
-        shard = claim.shard
-        return [_key(shard, "leased"), _key(shard, "jobs"), _record(shard, claim.id)]
+    def weight(self, org: str) -> int:
+        """An org's share of the graders' time, relative to others' that wait."""
+        return self._weights.get(org, 1)
+
+    async def _held(self, name: str, claim: Claim, *args: str | bytes | int) -> Any:
+        """Run a script that only the holder of a claim may."""
+        return await run(
+            self._redis, name, claim.shard, claim.id, claim.attempt, *args, record=claim.id
+        )
 
 
 _STATUS: Final[dict[bytes, Status]] = {
@@ -483,16 +572,21 @@ _STATUS: Final[dict[bytes, Status]] = {
 }
 
 
-def _key(shard: int, name: str) -> str:
-    return f"queue:{{{shard}}}:{name}"
+def _share(depth_max: int, percent: int) -> int:
+    return max(1, depth_max * percent // 100)
 
 
-def _markers(shard: int, lane: Lane) -> str:
-    return f"queue:{{{shard}}}:markers:{lane}"
+def _digest(*parts: bytes) -> str:
+    """Of what is to be done: two submissions are the same if theirs is."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _record(shard: int, submission: str) -> str:
-    return f"submission:{{{shard}}}:{submission}"
+def _latencies(found: Counter[str], prefix: str) -> Latencies:
+    return Latencies(
+        counts={bound: found[f"{prefix}:{bound}"] for bound in BOUNDS_MS},
+        beyond=found[f"{prefix}:inf"],
+        sum_s=found[f"{prefix}:sum"] / 1000,
+    )
 
 
 def _receiver(submission: str, fields: Sequence[Any]) -> Receiver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -13,6 +14,7 @@ __all__ = [
     "CriterionGrade",
     "Failure",
     "Grade",
+    "Kind",
     "Lane",
     "Status",
     "Submission",
@@ -21,6 +23,8 @@ __all__ = [
 ]
 
 Status = Literal["queued", "grading", "graded", "failed"]
+Kind = Literal["grade", "regrade", "audit"]
+"""What is to be done with an essay. A grader that does not know a kind makes it a dead letter."""
 
 
 @attrs.frozen
@@ -49,6 +53,9 @@ class Submission:
     """Whose mailbox gets the result; empty: nobody is told, the result is read with `get`."""
     session: str = ""
     """Where in that worker the student is."""
+    kind: Kind = "grade"
+    parameters: Mapping[str, str] = attrs.field(factory=dict)
+    """Of the kind; they belong to what makes two submissions the same."""
 
 
 @attrs.frozen(kw_only=True)

@@ -12,10 +12,25 @@ last of them waited.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import attrs
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -98,6 +113,24 @@ queue_depth: Final = Gauge(
     ["lane"],
     multiprocess_mode="livemostrecent",
 )
+queue_oldest: Final = Gauge(
+    "coach_queue_oldest_seconds",
+    "Age of the oldest unfinished grading job, per lane; 0 without one.",
+    ["lane"],
+    multiprocess_mode="livemostrecent",
+)
+queue_paused: Final = Gauge(
+    "coach_queue_paused",
+    "1 while an operator keeps a lane from being handed out.",
+    ["lane"],
+    multiprocess_mode="livemostrecent",
+)
+queue_jobs: Final = Gauge(
+    "coach_queue_jobs",
+    "Grading jobs that do not wait: delayed (put off), leased (with a grader), dead (given up).",
+    ["state"],
+    multiprocess_mode="livemostrecent",
+)
 line_length: Final = Gauge(
     "coach_line_length",
     "Requests of all workers that wait for a provider's budget.",
@@ -112,10 +145,68 @@ budget_used: Final = Gauge(
 )
 
 
+@attrs.frozen(kw_only=True)
+class Histogrammed:
+    """A histogram that was counted elsewhere."""
+
+    counts: list[tuple[float, int]]
+    """Upper ends in seconds, rising, with what lies between one and the last; not cumulative."""
+    beyond: int
+    sum: float
+    """Seconds."""
+
+
+class QueueHistory(Collector):
+    """What graders have counted in Redis, on whatever machine: every host shows the same.
+
+    Sampled as gauges are. Empty until the first sample.
+    """
+
+    def __init__(self) -> None:
+        self.events: dict[tuple[str, str], int] = {}
+        """By event and lane."""
+        self.pickup: dict[str, Histogrammed] = {}
+        self.total: dict[str, Histogrammed] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they were sampled last."""
+        events = CounterMetricFamily(
+            "coach_queue_events",
+            "Grading jobs submitted, retried, lost (leases), dead, cancelled, replayed.",
+            labels=["event", "lane"],
+        )
+        for labels, count in self.events.items():
+            events.add_metric(labels, count)
+        yield events
+        for name, what, found in (
+            ("coach_queue_pickup_seconds", "to its first claim", self.pickup),
+            ("coach_queue_total_seconds", "to its grade", self.total),
+        ):
+            family = HistogramMetricFamily(
+                name, f"From a job's submission {what}, per lane.", labels=["lane"]
+            )
+            for lane, histogram in found.items():
+                family.add_metric([lane], _cumulative(histogram), histogram.sum)
+            yield family
+
+
+def _cumulative(histogram: Histogrammed) -> list[tuple[str, float]]:
+    buckets, total = [], 0
+    for bound, count in histogram.counts:
+        total += count
+        buckets.append((str(bound), float(total)))
+    return [*buckets, ("+Inf", float(total + histogram.beyond))]
+
+
+queue_history: Final = QueueHistory()
+REGISTRY.register(queue_history)
+
+
 def exposition() -> bytes:
     """Every metric of all workers of this host, in Prometheus' text format."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()
+    registry.register(queue_history)
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
     return generate_latest(registry)

@@ -1,7 +1,6 @@
 """The grader process on a real Valkey, with judges in memory: no essay is lost, none graded twice.
 
-Servers run with `appendfsync always`, so that hundreds of submissions take no time; that a
-submission waits for its disk is test_queue's.
+That a submission waits for its disk is test_queue's.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import trio
 
 from coach import config
 from coach.errors import Overloaded
+from coach.grading.desk import Desk
 from coach.grading.grader import run_grader
 from coach.grading.judges import Judge
 from coach.grading.queue import Claim, Queue, Receiver
@@ -100,7 +100,6 @@ async def open_world(
 ) -> AsyncIterator[World]:
     settings = msgspec.structs.replace(SETTINGS, **changes)
     async with open_test_queue(tmp_path, settings) as (queue, redis):
-        await redis.execute_command("CONFIG SET", "appendfsync", "always")
         yield World(
             redis=redis,
             queue=queue,
@@ -284,6 +283,29 @@ async def test_an_essay_whose_graders_die_is_given_up_in_the_end(tmp_path: Path)
     assert state.failure is not None
     assert state.failure.reason == "2 attempts did not end"
     assert world.providers[0].prompts == []
+
+
+async def test_a_kind_that_the_grader_does_not_know_is_a_dead_letter_to_be_replayed(
+    tmp_path: Path,
+) -> None:
+    async with open_world(tmp_path) as world, grading(world):
+        await world.queue.submit(essay(kind="audit", lane="background"))
+        state = await world.ended()
+    assert state.failure is not None
+    assert "update them, then `coach queue retry`" in state.failure.reason
+    assert world.providers[0].prompts == []
+
+
+async def test_a_grader_that_waits_goes_on_as_soon_as_its_lane_is_resumed(tmp_path: Path) -> None:
+    async with open_world(tmp_path, lease_s=60.0, heartbeat_s=10.0) as world, grading(world):
+        desk = Desk(world.redis, world.settings)
+        await desk.set_mode(["submission"], "paused")
+        await world.queue.submit(essay())
+        await trio.sleep(0.1)
+        assert world.providers[0].prompts == []
+        await desk.set_mode(["submission"], "open")
+        with trio.fail_after(0.5):
+            await world.ended()
 
 
 # -- the panel ---------------------------------------------------------------------------------

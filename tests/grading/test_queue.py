@@ -6,6 +6,7 @@ Each test has a server of its own; leases and delays are ended by hand, not by w
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 import trio
 
 from coach.errors import BadMessage, Conflict, Forbidden, Overloaded
-from coach.grading.queue import Claim, Queue, Receiver
+from coach.grading.queue import Claim, LaneStatistics, Queue, Receiver
 from coach.grading.records import LANES
-from coach.store import ResponseError, script
+from coach.grading.scripts import UNIT, assembled
+from coach.store import Redis, ResponseError, script
 from tests.support.valkey import open_test_redis
 
 from .support import (
@@ -44,7 +46,11 @@ async def test_a_submission_is_queued_once_however_often_it_is_sent(tmp_path: Pa
         again = await queue.submit(essay(worker="w1-2", session="later"))
         assert (first.status, again.status) == ("queued", "queued")
         assert first.submitted_at == again.submitted_at > 1.6e9
-        assert await queue.depth() == {"interactive": 0, "submission": 1, "background": 0}
+        assert (await queue.statistics()).ready == {
+            "interactive": 0,
+            "submission": 1,
+            "background": 0,
+        }
         claim = await take(queue)
         assert await queue.finish(claim, GRADE) == Receiver(
             id="s1", worker="w1-2", session="later", user="ann"
@@ -100,8 +106,24 @@ async def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
 
 async def test_without_an_append_only_file_submissions_are_refused_plainly(tmp_path: Path) -> None:
     async with open_test_redis(tmp_path, appendonly=False) as redis:
-        with pytest.raises(Overloaded, match="append-only file"):
+        with pytest.raises(Overloaded, match=r"on disk \(WAITAOF .*\): set appendonly yes"):
             await Queue(redis, SETTINGS).submit(essay())
+
+
+async def test_without_waitaof_only_a_server_that_syncs_every_write_is_believed(
+    tmp_path: Path,
+) -> None:
+    """As before version 7.2; and where it does not even say how it is set, it is not."""
+    async with open_test_queue(tmp_path) as (queue, redis):
+        await redis.execute_command("ACL SETUSER", "default", "-waitaof")
+        await redis.execute_command("CONFIG SET", "appendfsync", "everysec")
+        with pytest.raises(Overloaded, match="appendfsync always"):
+            await queue.submit(essay())
+        await redis.execute_command("CONFIG SET", "appendfsync", "always")
+        assert (await queue.submit(essay())).status == "queued"
+        await redis.execute_command("ACL SETUSER", "default", "-config")
+        with pytest.raises(Overloaded, match="appendfsync always"):
+            await queue.submit(essay())
 
 
 async def test_a_submission_is_acknowledged_only_after_waitaof(
@@ -121,7 +143,7 @@ async def test_a_submission_is_acknowledged_only_after_waitaof(
 async def test_beyond_the_depth_new_submissions_are_refused_and_known_ones_are_not(
     tmp_path: Path,
 ) -> None:
-    async with open_test_queue(tmp_path, depth_max=2) as (queue, _):
+    async with open_test_queue(tmp_path, depth_max=2, org_depth_percent=100) as (queue, _):
         await queue.submit(essay("a"))
         await queue.submit(essay("b"))
         with pytest.raises(Overloaded) as caught:
@@ -166,7 +188,21 @@ async def test_every_key_of_an_org_is_in_its_shard(tmp_path: Path) -> None:
             claim = await queue.claim(shard, LANES)
             assert isinstance(claim, Claim)
             assert queue.shard(claim.id.removeprefix("of-")) == shard
-        assert sum((await queue.depth()).values()) == 0
+        assert sum((await queue.statistics()).ready.values()) == 0
+
+
+async def test_a_job_may_be_of_another_kind_with_parameters_of_its_own(tmp_path: Path) -> None:
+    """Both belong to what an id stands for: the same text with others is another submission."""
+    async with open_test_queue(tmp_path) as (queue, _):
+        again = essay(kind="regrade", parameters={"of": "s0", "rubric": "new"}, lane="background")
+        await queue.submit(again)
+        await queue.submit(attrs.evolve(again, parameters={"rubric": "new", "of": "s0"}))
+        for other in (essay(), attrs.evolve(again, parameters={"of": "s0"})):
+            with pytest.raises(Conflict):
+                await queue.submit(other)
+        job = await queue.load(await take(queue, ("background",)))
+        assert job is not None
+        assert (job.kind, job.parameters) == ("regrade", {"of": "s0", "rubric": "new"})
 
 
 # -- order -------------------------------------------------------------------------------------
@@ -195,15 +231,21 @@ async def test_a_grader_gets_only_jobs_of_its_lanes(tmp_path: Path) -> None:
 
 
 async def test_ranks_stay_exact_to_the_end_of_their_range(tmp_path: Path) -> None:
-    """The last arrival numbers of the last lane still differ by one; beyond is refused."""
+    """The last ranks of the last lane still differ by one; beyond is refused, by name."""
     async with open_test_queue(tmp_path) as (queue, redis):
-        await redis.execute_command("SET", "queue:{0}:arrivals", 2**51 - 3)
-        await queue.submit(essay("zz", lane="background"))
-        await queue.submit(essay("aa", lane="background"))
-        with pytest.raises(ResponseError, match="COACH_EXHAUSTED"):
-            await queue.submit(essay("late", lane="background"))
+        last = 2**51 - 1 - UNIT
+        await redis.execute_command("HSET", "queue:{0}:control", "clock:2", last - 1)
+        await queue.submit(essay("zz", lane="background", org="a"))
+        await redis.execute_command("HSET", "queue:{0}:control", "clock:2", last)
+        await queue.submit(essay("aa", lane="background", org="b"))
+        for org in ("b", "a"):
+            with pytest.raises(ResponseError, match="COACH_EXHAUSTED starts"):
+                await queue.submit(essay("late", lane="background", org=org))
+        await redis.execute_command("HSET", "queue:{0}:control", "arrivals", 2**51 - 1)
+        with pytest.raises(ResponseError, match="COACH_EXHAUSTED arrivals"):
+            await queue.submit(essay("late", lane="interactive"))
         scores = await redis.execute_command("ZRANGE", "queue:{0}:ready", 0, -1, "WITHSCORES")
-        assert [float(pair[1]) for pair in scores] == [3 * 2**51 - 2, 3 * 2**51 - 1]
+        assert [float(pair[1]) for pair in scores] == [2**52 + last - 1, 2**52 + last]
         assert [(await take(queue)).id for _ in range(2)] == ["zz", "aa"]
         assert await queue.get("school", "late") is None
 
@@ -269,8 +311,9 @@ async def test_a_heartbeat_keeps_a_lease_that_would_have_run_out(tmp_path: Path)
         assert isinstance(due_s, float)
         assert 0 < due_s <= 0.15
         await trio.sleep(due_s + 0.005)
-        assert await queue.claim(0, LANES) == 0
-        assert await queue.promote(0) == (0, 1)
+        again = await take(queue)
+        assert (again.attempt, again.failures) == (2, 1)
+        assert not await queue.heartbeat(claim)
 
 
 async def test_finishing_twice_is_harmless(tmp_path: Path) -> None:
@@ -519,51 +562,86 @@ async def test_records_and_only_records_have_an_end(tmp_path: Path) -> None:
             assert 2 * 86_400 - 5 < ttl_s <= 2 * 86_400
 
 
-async def test_statistics_know_how_long_the_next_job_has_waited(tmp_path: Path) -> None:
+async def test_statistics_know_how_long_the_oldest_job_has_waited(tmp_path: Path) -> None:
     async with open_test_queue(tmp_path) as (queue, redis):
         for number in range(4):
             await queue.submit(essay(f"n{number}"))
         await queue.fail(await take(queue), reason="later", delay_s=60)
         await queue.fail(await take(queue), reason="never", final=True)
         await take(queue)
-        rank, _, *rest = (await redis.execute_command("HGET", "queue:{0}:jobs", "n3")).split()
-        await redis.execute_command("HSET", "queue:{0}:jobs", "n3", b" ".join([rank, b"0", *rest]))
+        await redis.execute_command(
+            "HSET",
+            "queue:{0}:jobs",
+            "n0",
+            re.sub(rb" \d{13} ", b" 1000 ", await job_of(redis, "n0")),
+        )
         statistics = await queue.statistics()
         assert (statistics.delayed, statistics.dead, statistics.leased) == (1, 1, 1)
         assert statistics.ready == {"interactive": 0, "submission": 1, "background": 0}
-        assert statistics.oldest_s["submission"] > 1.6e9
-        assert statistics.oldest_s["background"] == 0
+        lane = statistics.lanes["submission"]
+        assert (lane.unfinished, lane.mode) == (3, "open")
+        assert lane.oldest_s > 1.6e9
+        assert statistics.lanes["background"] == LaneStatistics()
+
+
+async def job_of(redis: Redis, id_: str) -> bytes:
+    job: bytes = await redis.execute_command("HGET", "queue:{0}:jobs", id_)
+    return job
 
 
 # -- scripts refuse before they write ----------------------------------------------------------
 
-BAD_CALLS: dict[str, tuple[str, int, list[Any], str]] = {
-    "claim_lease": ("queue_claim", 5, [0, 1], "lease_ms"),
-    "claim_no_lane": ("queue_claim", 4, [1000], "lanes"),
-    "claim_lane": ("queue_claim", 5, [1000, 3], "lane"),
-    "heartbeat": ("queue_heartbeat", 2, ["a", 1, 0], "lease_ms"),
-    "judge": ("queue_judge", 3, ["a", 1, "", "{}"], "judge"),
-    "finish": ("queue_finish", 3, ["a", 1, "{}", 0], "ttl_s"),
-    "fail_delay": ("queue_fail", 6, ["a", 1, -1, 1, 5, "c", "m", "r", 60], "delay_ms"),
-    "fail_counted": ("queue_fail", 6, ["a", 1, 0, 2, 5, "c", "m", "r", 60], "counted"),
-    "fail_max": ("queue_fail", 6, ["a", 1, 0, 1, 0, "c", "m", "r", 60], "failures_max"),
-    "fail_ttl": ("queue_fail", 6, ["a", 1, 0, 1, 5, "c", "m", "r", 0.5], "ttl_s"),
-    "promote": ("queue_promote", 7, [257], "count_max"),
-    "mail_kind": ("queue_mail", 1, [10, 60, "post", "", "", "", "{}"], "kind"),
-    "mail_length": ("queue_mail", 1, [0, 60, "grade", "", "", "", "{}"], "length_max"),
-    "mail_ttl": ("queue_mail", 1, [10, 0, "grade", "", "", "", "{}"], "ttl_s"),
-    "submit_id": ("queue_submit", 5, [*[""] * 6, 1, "", "", 60, 10], "id"),
-    "submit_hash": ("queue_submit", 5, ["a", *[""] * 5, 1, "", "", 60, 10], "text_hash"),
-    "submit_lane": ("queue_submit", 5, ["a", *["x"] * 5, 3, "", "", 60, 10], "lane"),
-    "submit_ttl": ("queue_submit", 5, ["a", *["x"] * 5, 1, "", "", 0, 10], "ttl_s"),
-    "submit_depth": ("queue_submit", 5, ["a", *["x"] * 5, 1, "", "", 60, 0], "depth_max"),
-}
+SUBMIT = ["a", "u", "o", "", "", "d", 1, "", "", 60, 10, 10, 1, "grade", ""]
+FAIL = ["a", 1, 0, 1, 5, "c", "m", "r", 60]
+
+
+def changed(args: list[Any], at: int, value: Any) -> list[Any]:
+    """Arguments of which one, counted as in ARGV, is another."""
+    return [*args[: at - 1], value, *args[at:]]
+
+
+BAD_CALLS: list[tuple[str, list[Any], str]] = [
+    ("queue_claim", [0, 1, 10, 10, 1], "lease_ms"),
+    ("queue_claim", [1000, 65, 10, 10, 1], "count_max"),
+    ("queue_claim", [1000, 1, 0, 10, 1], "retry_per_s"),
+    ("queue_claim", [1000, 1, 10, 0.5, 1], "retry_burst"),
+    ("queue_claim", [1000, 1, 10, 10], "lanes"),
+    ("queue_claim", [1000, 1, 10, 10, 0, 3], "lane"),
+    ("queue_heartbeat", ["a", 1, 0], "lease_ms"),
+    ("queue_judge", ["a", 1, "", "{}"], "judge"),
+    ("queue_finish", ["a", 1, "{}", 0], "ttl_s"),
+    ("queue_fail", changed(FAIL, 3, -1), "delay_ms"),
+    ("queue_fail", changed(FAIL, 4, 2), "counted"),
+    ("queue_fail", changed(FAIL, 5, 0), "failures_max"),
+    ("queue_fail", changed(FAIL, 9, 0.5), "ttl_s"),
+    ("queue_promote", [257, 10, 10], "count_max"),
+    ("queue_promote", [1, 0, 10], "retry_per_s"),
+    ("queue_promote", [1, 10, 0], "retry_burst"),
+    ("queue_mode", [3, "open"], "lane"),
+    ("queue_mode", [1, "shut"], "mode"),
+    ("queue_cancel", ["a", "c", "m", "r", 0], "ttl_s"),
+    ("queue_replay", ["a", 101, 60], "weight"),
+    ("queue_replay", ["a", 1, 0], "ttl_s"),
+    ("queue_mail", [10, 60, "post", "", "", "", "{}"], "kind"),
+    ("queue_mail", [0, 60, "grade", "", "", "", "{}"], "length_max"),
+    ("queue_mail", [10, 0, "grade", "", "", "", "{}"], "ttl_s"),
+    ("queue_submit", changed(SUBMIT, 1, ""), "id"),
+    ("queue_submit", changed(SUBMIT, 3, ""), "org"),
+    ("queue_submit", changed(SUBMIT, 6, ""), "digest"),
+    ("queue_submit", changed(SUBMIT, 7, 3), "lane"),
+    ("queue_submit", changed(SUBMIT, 10, 0), "ttl_s"),
+    ("queue_submit", changed(SUBMIT, 11, 0), "depth_max"),
+    ("queue_submit", changed(SUBMIT, 12, 0), "org_depth_max"),
+    ("queue_submit", changed(SUBMIT, 13, 101), "weight"),
+    ("queue_submit", changed(SUBMIT, 14, ""), "kind"),
+]
 
 
 async def test_scripts_refuse_bad_arguments_by_name_and_write_nothing(tmp_path: Path) -> None:
     async with open_test_redis(tmp_path) as redis:
-        for name, keys_count, args, argument in BAD_CALLS.values():
-            keys = [f"{{0}}:{number}" for number in range(keys_count)]
-            with pytest.raises(ResponseError, match=f"COACH_BADARG {argument}"):
-                await script(name)(redis, keys, args)
+        for name, args, argument in BAD_CALLS:
+            called = script(name) if name == "queue_mail" else assembled(name)
+            keys = [f"{{0}}:{number}" for number in range(13)]
+            with pytest.raises(ResponseError, match=f"COACH_BADARG {argument}$"):
+                await called(redis, keys, args)
         assert await redis.execute_command("DBSIZE") == 0

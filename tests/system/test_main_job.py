@@ -280,7 +280,7 @@ async def keys_have_a_limit(stack: Stack) -> None:
         for_ever = {key for key in keys if await redis.ttl(key) == -1}  # -2: gone meanwhile
         queue = {key for key in keys if key.startswith("queue:")}
     assert for_ever == queue
-    assert {key.rpartition("}:")[2] for key in queue} <= {"arrivals", "markers:submission"}
+    assert {key.rpartition("}:")[2] for key in queue} <= {"control", "counts", "markers:submission"}
     assert any(key.startswith("submission:") for key in keys)
 
 

@@ -1,77 +1,85 @@
 --[[
-queue_claim.lua: lease the most urgent ready job of the lanes a grader serves.
+queue_claim.lua: lease the most urgent ready jobs of the lanes a grader serves. Behind queue_jobs.lua,
+which has KEYS, the order and the invariants.
 
-Data and invariants: queue_submit.lua. A lease is held by the attempt number it was given under:
-whoever comes with an older one is refused, so a grader that slept through its lease changes
-nothing.
+First what is due becomes ready, so that a queue which never runs empty delays neither retries nor the
+jobs of a dead grader.
 
-KEYS[1]  ready   KEYS[2]  delayed   KEYS[3]  leased   KEYS[4]  jobs
-KEYS[5…] markers of the lanes served, in the order of ARGV[2…]
+ARGV[1]   lease_ms     integer, 1..600000
+ARGV[2]   count_max    integer, 1..64: so many jobs at most
+ARGV[3]   retry_per_s  integer, 1..10^6   ARGV[4]  retry_burst  integer, 1..10^6
+ARGV[5…]  lane         integers 0..2, most urgent first
 
-ARGV[1]   lease_ms  integer, 1..600000
-ARGV[2…]  lane      integers 0..2, most urgent first
-
-Returns  {1, id, lane, attempt, failures, age_ms}   leased; age_ms since it was submitted
-         {0, due_ms}  nothing is ready; in due_ms the next delayed job is due or lease runs out
-                      (0: now, call queue_promote), -1: there is none
+Returns  {next_ms, id, lane, attempt, failures, age_ms, id, …}  leased, most urgent first. age_ms
+         since it was submitted; next_ms until a retry or a lost lease may be claimed (-1: there are
+         none; 0: now)
 Errors   COACH_BADARG <name>. Nothing has been written.
-
-Markers  a lane left with ready jobs keeps a marker, so that another sleeping grader comes; a lane
-         left empty keeps none, so that nobody wakes for nothing.
-Cost     O(log n) per lane.
+Cost     O(log n) for each lane, job and job that was due, of which there are 32 at most
 ]]
-local ready, delayed, leased, jobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local lease_ms = tonumber(ARGV[1])
-local LANE = 2251799813685248
-
-local function is_int_in(value, low, high)
-  return value ~= nil and value == math.floor(value) and value >= low and value <= high
-end
+local PROMOTED_MAX = 16
+local lease_ms, count_max = tonumber(ARGV[1]), tonumber(ARGV[2])
+local retry_per_s, retry_burst = tonumber(ARGV[3]), tonumber(ARGV[4])
 
 if not is_int_in(lease_ms, 1, 600000) then
   return redis.error_reply("COACH_BADARG lease_ms")
 end
-if #ARGV < 2 or #ARGV - 1 ~= #KEYS - 4 then
+if not is_int_in(count_max, 1, 64) then
+  return redis.error_reply("COACH_BADARG count_max")
+end
+if not is_int_in(retry_per_s, 1, 1000000) then
+  return redis.error_reply("COACH_BADARG retry_per_s")
+end
+if not is_int_in(retry_burst, 1, 1000000) then
+  return redis.error_reply("COACH_BADARG retry_burst")
+end
+if #ARGV < 5 then
   return redis.error_reply("COACH_BADARG lanes")
 end
-for i = 2, #ARGV do
-  if not is_int_in(tonumber(ARGV[i]), 0, 2) then
+for i = 5, #ARGV do
+  if not is_int_in(tonumber(ARGV[i]), 0, LANES - 1) then
     return redis.error_reply("COACH_BADARG lane")
   end
 end
 
-local time = redis.call("TIME")
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local _, _, next_ms = promote(PROMOTED_MAX, retry_per_s, retry_burst)
+local lease_end = int(now_ms + lease_ms)
+local reply = { next_ms }
 
-for i = 2, #ARGV do
-  local lane, markers = tonumber(ARGV[i]), KEYS[i + 3]
-  local low, high = string.format("%.0f", lane * LANE), string.format("(%.0f", (lane + 1) * LANE)
-  local id = redis.call("ZRANGEBYSCORE", ready, low, high, "LIMIT", 0, 1)[1]
-  if id then
-    local rank, submitted_ms, attempt, failures =
-      string.match(redis.call("HGET", jobs, id), "^(%d+) (%d+) (%d+) (%d+)$")
-    attempt = string.format("%.0f", attempt + 1)
-    redis.call("ZREM", ready, id)
-    redis.call("ZADD", leased, string.format("%.0f", now_ms + lease_ms), id)
-    redis.call("HSET", jobs, id, table.concat({ rank, submitted_ms, attempt, failures }, " "))
-    if redis.call("ZCOUNT", ready, low, high) == 0 then
-      redis.call("DEL", markers)
-    elseif redis.call("LLEN", markers) == 0 then
-      redis.call("LPUSH", markers, "1")
-    end
-    return { 1, id, lane, tonumber(attempt), tonumber(failures), now_ms - submitted_ms }
+local function take(lane, count)
+  local low, high = ranks_of(lane)
+  local members = redis.call("ZRANGEBYSCORE", ready, low, high, "LIMIT", 0, count)
+  if #members == 0 then
+    return 0
   end
-  redis.call("DEL", markers)
-end
-
-local due_ms = -1
-for _, key in ipairs({ delayed, leased }) do
-  local first = redis.call("ZRANGE", key, 0, 0, "WITHSCORES")
-  if first[2] then
-    local wait_ms = math.max(0, tonumber(first[2]) - now_ms)
-    if due_ms < 0 or wait_ms < due_ms then
-      due_ms = wait_ms
+  local latest = 0
+  for _, member in ipairs(members) do
+    local job = read_job(string.sub(member, 18))
+    job.attempt = job.attempt + 1
+    latest = math.max(latest, job.start)
+    redis.call("ZREM", ready, member)
+    redis.call("ZADD", leased, lease_end, job.id)
+    write_job(job)
+    local age_ms = now_ms - job.submitted_ms
+    if job.attempt == 1 then
+      note_latency("pickup", lane, age_ms)
+    end
+    for _, value in ipairs({ job.id, lane, job.attempt, job.failures, age_ms }) do
+      reply[#reply + 1] = value
     end
   end
+  if latest > tonumber(redis.call("HGET", control, "clock:" .. lane) or 0) then
+    redis.call("HSET", control, "clock:" .. lane, int(latest))
+    redis.call("ZREMRANGEBYSCORE", share, low, int(lane * LANE + latest))
+  end
+  return #members
 end
-return { 0, due_ms }
+
+for i = 5, #ARGV do
+  local lane = tonumber(ARGV[i])
+  local is_paused = mode_of(lane) == "paused"
+  if not is_paused and count_max > 0 then
+    count_max = count_max - take(lane, count_max)
+  end
+  tidy_markers(lane, is_paused)
+end
+return reply

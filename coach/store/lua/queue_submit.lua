@@ -1,60 +1,41 @@
 --[[
-queue_submit.lua: take one submission into the grading queue, once.
+queue_submit.lua: take one submission into the grading queue, once. Behind queue_jobs.lua, which has
+KEYS, the order and the invariants.
 
-The queue of a shard, all keys with the hash tag {shard}
-  ready     ZSET  id -> rank; rank = lane * 2^51 + arrival, lower is sooner. lane 0..2 and
-                  arrival < 2^51, so that a rank is below 3 * 2^51 < 2^53: exact in a double
-  delayed   ZSET  id -> when it is due, milliseconds of the Redis clock
-  leased    ZSET  id -> end of its lease, milliseconds of the Redis clock
-  dead      ZSET  id -> when it was given up, milliseconds of the Redis clock
-  jobs      HASH  id -> "rank submitted_ms attempt failures" of every unfinished or dead id.
-                  attempt counts claims and is the fencing number; failures counts those that
-                  count towards the dead letter
-  arrivals  STRING  the last arrival number
-  markers:<lane>  LIST  wakes graders; never longer than 64
-  record    HASH  submission:{shard}:<id>: the essay, its state, judges' answers, the grade
-
-Invariants (hold before and after every queue_* script)
-  I1  an id is in at most one of ready, delayed, leased, dead; if in one of them, it is in jobs
-  I2  when a lane has ready ids its marker list is not empty, or a grader that took its last
-      marker is about to claim; a grader that dies then delays the others until they look again
-  I3  attempt never falls while the id is in jobs
-
-KEYS[1]  record   KEYS[2]  ready   KEYS[3]  jobs   KEYS[4]  arrivals   KEYS[5]  markers of the lane
-
-ARGV[1]   id           ARGV[2]  user     ARGV[3]  org
-ARGV[4]   assignment   ARGV[5]  text     ARGV[6]  text_hash, never empty
+ARGV[1]   id           ARGV[2]  user     ARGV[3]  org, not empty
+ARGV[4]   assignment   ARGV[5]  text     ARGV[6]  digest of what is to be done, never empty
 ARGV[7]   lane         integer, 0..2
 ARGV[8]   worker       whose mailbox gets the result; may be empty
 ARGV[9]   session      may be empty
-ARGV[10]  ttl_s        integer, 1..2^31: how long the record is kept
-ARGV[11]  depth_max    integer >= 1: ready ids beyond which new ones are refused
+ARGV[10]  ttl_s          integer, 1..2^31: how long the record is kept
+ARGV[11]  depth_max      integer >= 1: open jobs of the shard with which it is refused
+ARGV[12]  org_depth_max  integer >= 1: likewise, of its org in its lane
+ARGV[13]  weight         integer, 1..100: its org's
+ARGV[14]  kind           what is to be done, not empty
+ARGV[15]  parameters     JSON; may be empty
 
 Returns  {"accepted", submitted_ms}   new, and in the queue
-         {"present"}      known with this text; the result will go to the worker named now
-         {"conflict"}     known with another text: nothing changed
+         {"present"}      known, and the same; the result will go to the worker named now
+         {"conflict"}     known, with another digest: nothing changed
          {"forbidden"}    somebody else's: nothing changed
          {"full"}         nothing changed
-Errors   COACH_BADARG <name>; COACH_EXHAUSTED arrivals. Nothing has been written.
+         {"org_full"}     nothing changed
+         {"draining"}     the lane takes nothing in: nothing changed
+Errors   COACH_BADARG <name>; COACH_EXHAUSTED <what>. Nothing has been written.
 
 Both accepted and present write, so that a WAITAOF behind it on the same connection covers the
 submission also when it was an earlier call that took it in.
 ]]
-local record, ready, jobs, arrivals, markers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, lane, ttl_s, depth_max = ARGV[1], tonumber(ARGV[7]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local MARKERS_MAX, LANE = 64, 2251799813685248
+local id, org, lane, ttl_s = ARGV[1], ARGV[3], tonumber(ARGV[7]), tonumber(ARGV[10])
+local depth_max, org_depth_max = tonumber(ARGV[11]), tonumber(ARGV[12])
+local weight = tonumber(ARGV[13])
 
-local function is_int_in(value, low, high)
-  return value ~= nil and value == math.floor(value) and value >= low and value <= high
+for i, name in pairs({ [1] = "id", [3] = "org", [6] = "digest", [14] = "kind" }) do
+  if ARGV[i] == "" then
+    return redis.error_reply("COACH_BADARG " .. name)
+  end
 end
-
-if id == "" then
-  return redis.error_reply("COACH_BADARG id")
-end
-if ARGV[6] == "" then
-  return redis.error_reply("COACH_BADARG text_hash")
-end
-if not is_int_in(lane, 0, 2) then
+if not is_int_in(lane, 0, LANES - 1) then
   return redis.error_reply("COACH_BADARG lane")
 end
 if not is_int_in(ttl_s, 1, 2147483648) then
@@ -63,10 +44,16 @@ end
 if not is_int_in(depth_max, 1, 2147483648) then
   return redis.error_reply("COACH_BADARG depth_max")
 end
+if not is_int_in(org_depth_max, 1, 2147483648) then
+  return redis.error_reply("COACH_BADARG org_depth_max")
+end
+if not is_int_in(weight, 1, 100) then
+  return redis.error_reply("COACH_BADARG weight")
+end
 
-local known = redis.call("HMGET", record, "user", "org", "text_hash")
+local known = redis.call("HMGET", record, "user", "org", "digest")
 if known[1] then
-  if known[1] ~= ARGV[2] or known[2] ~= ARGV[3] then
+  if known[1] ~= ARGV[2] or known[2] ~= org then
     return { "forbidden" }
   end
   if known[3] ~= ARGV[6] then
@@ -75,23 +62,34 @@ if known[1] then
   redis.call("HSET", record, "worker", ARGV[8], "session", ARGV[9])
   return { "present" }
 end
-if redis.call("ZCARD", ready) >= depth_max then
+if mode_of(lane) == "draining" then
+  return { "draining" }
+end
+if redis.call("ZCARD", open) >= depth_max then
   return { "full" }
 end
-if tonumber(redis.call("GET", arrivals) or 0) >= LANE - 1 then
+local job = { id = id, lane = lane, submitted_ms = now_ms, attempt = 0, failures = 0 }
+if not place(job, org, weight) then
+  return redis.error_reply("COACH_EXHAUSTED starts")
+end
+if job.ahead >= org_depth_max then
+  return { "org_full" }
+end
+if tonumber(redis.call("HGET", control, "arrivals") or 0) >= LANE - 1 then
   return redis.error_reply("COACH_EXHAUSTED arrivals")
 end
 
-local time = redis.call("TIME")
-local now_ms = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
-local rank = string.format("%.0f", lane * LANE + redis.call("INCR", arrivals))
-redis.call("HSET", record, "id", id, "user", ARGV[2], "org", ARGV[3], "assignment", ARGV[4],
-  "text", ARGV[5], "text_hash", ARGV[6], "worker", ARGV[8], "session", ARGV[9],
-  "submitted_ms", now_ms, "status", "open")
+job.arrival = redis.call("HINCRBY", control, "arrivals", 1)
+redis.call("HSET", record, "id", id, "user", ARGV[2], "org", org, "assignment", ARGV[4],
+  "text", ARGV[5], "digest", ARGV[6], "worker", ARGV[8], "session", ARGV[9], "lane", lane,
+  "kind", ARGV[14], "parameters", ARGV[15], "submitted_ms", int(now_ms), "status", "open")
 redis.call("EXPIRE", record, ttl_s)
-redis.call("HSET", jobs, id, rank .. " " .. now_ms .. " 0 0")
-redis.call("ZADD", ready, rank, id)
-if redis.call("LLEN", markers) < MARKERS_MAX then
-  redis.call("LPUSH", markers, "1")
+keep_place(job, org)
+write_job(job)
+make_ready(job)
+redis.call("ZADD", open, int(lane * LANE + job.arrival), id)
+note("submitted", lane)
+if mode_of(lane) ~= "paused" then
+  wake(lane)
 end
-return { "accepted", now_ms }
+return { "accepted", int(now_ms) }
