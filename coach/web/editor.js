@@ -38,9 +38,12 @@ function isLowSurrogate(text, at) {
 
 const WORD = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}]|[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*/gu;
 
+let counted = { text: "", words: 0 }; // the last text: several ask about it
+
 /** Words as a student counts them; scripts without spaces count by characters, as is the custom. */
 export function countWords(text) {
-  return text.match(WORD)?.length ?? 0;
+  if (text !== counted.text) counted = { text, words: text.match(WORD)?.length ?? 0 };
+  return counted.words;
 }
 
 const WORDS_MIN = 8;
@@ -128,27 +131,117 @@ export function locate(quote, text) {
 }
 
 /**
- * Draw underlines beneath the text area: the same text again, transparent, with marks.
+ * Where `range` of the old text stands after one change of it; null if the change touches it.
  *
- * @param {HTMLElement} element lies exactly below the text area and gives it its height
- * @param {{start: number, end: number, ink: string, key: string}[]} ranges may overlap; the
- *   earlier one wins
+ * @param {[number, number]} range
+ * @param {[number, number, string]} change a splice
  */
-export function underline(element, text, ranges) {
-  const sorted = [...ranges].sort((a, b) => a.start - b.start);
-  const pieces = [];
-  let at = 0;
-  for (const range of sorted) {
-    if (range.start < at) continue;
-    pieces.push(text.slice(at, range.start));
-    const mark = document.createElement("mark");
-    mark.dataset.ink = range.ink;
-    mark.dataset.key = range.key;
-    mark.textContent = text.slice(range.start, range.end);
-    mark.classList.toggle("spaced", /\s\s|\t/.test(mark.textContent));
-    pieces.push(mark);
-    at = range.end;
+export function moved([start, end], [at, remove, insert]) {
+  if (end <= at) return [start, end];
+  const by = insert.length - remove;
+  return start >= at + remove ? [start + by, end + by] : null;
+}
+
+/**
+ * Underlines beneath the text area: the same text again, transparent, with marks.
+ *
+ * Each paragraph is a block of its own, and only those that differ are made anew: of a long text a
+ * keystroke lays out one paragraph, not all.
+ */
+export class Underlines {
+  #element;
+  #drawn = []; // of each paragraph: what was drawn
+
+  /** @param {HTMLElement} element lies exactly below the text area and gives it its height */
+  constructor(element) {
+    this.#element = element;
   }
-  // The last line needs something on it to have a height.
-  element.replaceChildren(...pieces, text.slice(at) + "\u200b");
+
+  /**
+   * @param {{start: number, end: number, ink: string, key: string}[]} ranges may overlap; the
+   *   earlier one wins
+   */
+  draw(text, ranges) {
+    const now = paragraphs(text, ranges);
+    const before = this.#drawn;
+    const shorter = Math.min(before.length, now.length);
+    let head = 0;
+    while (head < shorter && isSame(before[head], now[head])) head += 1;
+    let tail = 0;
+    while (
+      tail < shorter - head &&
+      isSame(before[before.length - 1 - tail], now[now.length - 1 - tail])
+    ) {
+      tail += 1;
+    }
+    const blocks = this.#element.children;
+    for (let gone = before.length - head - tail; gone > 0; gone -= 1) blocks[head].remove();
+    const next = blocks[head] ?? null;
+    for (const paragraph of now.slice(head, now.length - tail)) {
+      this.#element.insertBefore(block(paragraph), next);
+    }
+    this.#drawn = now;
+  }
+
+  /** The marks on the page; one for each paragraph that a range touches. */
+  get marks() {
+    return this.#element.querySelectorAll("mark");
+  }
+}
+
+/** Cut `text` at its line ends, and each range with it. */
+function paragraphs(text, ranges) {
+  const free = [];
+  for (const range of [...ranges].sort((a, b) => a.start - b.start)) {
+    if (range.start >= (free.at(-1)?.end ?? 0)) free.push(range);
+  }
+  const cut = [];
+  let at = 0;
+  let next = 0;
+  for (const line of text.split("\n")) {
+    const end = at + line.length;
+    const marks = [];
+    while (next < free.length && free[next].start < end) {
+      const { start, end: stop, ink, key } = free[next];
+      if (stop > at) {
+        marks.push({ start: Math.max(start, at) - at, end: Math.min(stop, end) - at, ink, key });
+      }
+      if (stop > end) break; // it goes on in the next paragraph
+      next += 1;
+    }
+    cut.push({ line, marks });
+    at = end + 1;
+  }
+  return cut;
+}
+
+function isSame(a, b) {
+  return (
+    a.line === b.line &&
+    a.marks.length === b.marks.length &&
+    a.marks.every((mark, index) => {
+      const other = b.marks[index];
+      return (
+        mark.start === other.start && mark.end === other.end &&
+        mark.ink === other.ink && mark.key === other.key
+      );
+    })
+  );
+}
+
+function block({ line, marks }) {
+  const element = document.createElement("p");
+  let at = 0;
+  for (const { start, end, ink, key } of marks) {
+    const mark = document.createElement("mark");
+    mark.dataset.ink = ink;
+    mark.dataset.key = key;
+    mark.textContent = line.slice(start, end);
+    mark.classList.toggle("spaced", /\s\s|\t/.test(mark.textContent));
+    element.append(line.slice(at, start), mark);
+    at = end;
+  }
+  // An empty line needs something on it to have a height.
+  element.append(line.slice(at) || (at === 0 ? "\u200b" : ""));
+  return element;
 }

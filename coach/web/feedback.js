@@ -1,6 +1,6 @@
 // Feedback as it streams: lines "[Criterion] «quote» comment" become notes in the margin.
 
-import { locate } from "./editor.js";
+import { locate, moved, splice } from "./editor.js";
 
 const LINE = /^\s*(?:[-*•]\s*)?\[([^\]\n]{1,40})\]\s*(?:[«"“„]([^«»"“”„\n]{1,300})[»"”“]\s*)?(.*)$/;
 
@@ -55,6 +55,7 @@ export class Notes {
   #announcer;
   #onChoose;
   #notes = [];
+  #text = ""; // in which the quotes were looked for
   #announced = 0;
 
   /**
@@ -93,12 +94,15 @@ export class Notes {
       return;
     }
     if (this.#list.classList.contains("old")) this.clear();
-    this.#notes = notes.map((note, index) => ({
-      ...note, key: `n${index}`, range: null, anchored: this.#notes[index]?.anchored ?? false,
-    }));
+    this.#notes = notes.map((note, index) => {
+      const before = this.#notes[index];
+      const range = before?.quote === note.quote ? before.range : null;
+      return { ...note, key: `n${index}`, range, anchored: before?.anchored ?? false };
+    });
     while (this.#list.children.length > notes.length) this.#list.lastChild.remove();
     this.#notes.forEach((note, index) => this.#draw(note, index));
     this.follow(text);
+    this.find();
     for (const note of notes.slice(this.#announced)) {
       if (!note.complete) break;
       this.#announced += 1;
@@ -115,12 +119,29 @@ export class Notes {
   }
 
   /**
-   * The text has changed: find the quotes again. A note whose words were edited away fades; one
-   * whose quote never stood in the text is a general one, and its quote is not shown.
+   * The text has changed: the quotes move along with it. A note whose words were edited away fades;
+   * one whose quote never stood in the text is a general one, and its quote is not shown.
    */
   follow(text) {
+    const change = splice(this.#text, text);
+    this.#text = text;
+    if (!change) return;
+    for (const note of this.#notes) {
+      if (note.range) note.range = moved(note.range, change) ?? locate(note.quote, text);
+    }
+    this.#mark();
+  }
+
+  /** Look for the quotes that stand nowhere: they may have been written again. */
+  find() {
+    for (const note of this.#notes) {
+      if (!note.range && note.quote) note.range = locate(note.quote, this.#text);
+    }
+    this.#mark();
+  }
+
+  #mark() {
     this.#notes.forEach((note, index) => {
-      note.range = note.quote ? locate(note.quote, text) : null;
       note.anchored ||= note.range !== null;
       const item = this.#list.children[index];
       item.classList.toggle("anchored", note.range !== null);

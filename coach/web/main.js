@@ -1,7 +1,7 @@
 // The writer's page: puts the text, the link to coach, the margin and the grade together.
 
 import { Announcer } from "./announce.js";
-import { countWords, DraftSync, isMeaningful, locate, underline, wellFormed } from "./editor.js";
+import { countWords, DraftSync, isMeaningful, locate, Underlines, wellFormed } from "./editor.js";
 import { Notes } from "./feedback.js";
 import { Link } from "./protocol.js";
 import { freshId, keep, recall, watch } from "./storage.js";
@@ -11,6 +11,8 @@ import { counted, eta, LINK_WORDS, whyNoFeedback } from "./words.js";
 const PAUSE_MS = 2_000;
 const EDIT_MS = 300;
 const KEEP_MS = 400;
+const FIND_MS = 150;
+const LONG_UNITS = 20_000; // from here on, what takes long waits until the student pauses
 const ASK_GAP_MS = 4_000;
 const RETRY_MS = 5_000;
 const INTERRUPTED_MS = 1_000;
@@ -51,6 +53,7 @@ let shown = null; // [start, end): words the student asked to see
 const timers = {};
 
 const link = new Link({ onState: showLink, onWelcome: welcome, onMessage: receive });
+const underlines = new Underlines(page.underlines);
 const sync = new DraftSync((message) => link.send(message));
 const announcer = new Announcer(at("announce"));
 const notes = new Notes(page.notes, announcer, showInText);
@@ -240,7 +243,9 @@ function typed() {
   shown = null;
   unkept = true;
   notes.follow(text);
+  if (text.length < LONG_UNITS) notes.find();
   redrawUnderlines();
+  later("find", FIND_MS, findQuotes);
   if (!timers.edit) later("edit", EDIT_MS, sendEdit);
   if (!timers.keep) later("keep", KEEP_MS, keepText);
   page.kept.textContent = "";
@@ -248,8 +253,14 @@ function typed() {
     trouble(`The page is full: it holds ${counted(page.draft.maxLength, "character")}, and no more were taken.`);
   }
   clearTimeout(timers.ask);
-  consider();
   refresh();
+}
+
+/** The student pauses: words that were taken away may be there again. */
+function findQuotes() {
+  notes.find();
+  redrawUnderlines();
+  consider();
 }
 
 function sendEdit() {
@@ -281,7 +292,7 @@ function redrawUnderlines() {
   const free = shown
     ? ranges.filter((range) => range.key === "shown" || range.end <= shown[0] || range.start >= shown[1])
     : ranges;
-  underline(page.underlines, page.draft.value, free);
+  underlines.draw(page.draft.value, free);
 }
 
 function showInText({ start, end }) {
@@ -307,7 +318,7 @@ function showQuoteInText(quote) {
 function followCaret() {
   if (document.activeElement !== page.draft) return;
   const here = notes.pointAt(page.draft.selectionStart, { reveal: !isNarrow() });
-  for (const mark of page.underlines.children) {
+  for (const mark of underlines.marks) {
     mark.classList.toggle("here", mark.dataset.key === here?.key);
   }
   page.peek.hidden = !here;

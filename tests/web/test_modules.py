@@ -52,6 +52,70 @@ async def test_a_splice_makes_one_text_of_the_other_and_cuts_no_pair() -> None:
         assert made.decode("utf-16-le") == after
 
 
+async def test_a_range_moves_with_the_text_around_it() -> None:
+    """Where a change does not touch it, the same words stand in it afterwards."""
+    rng = random.Random(4)
+    calls, texts = [], []
+    for _ in range(500):
+        text = "".join(rng.choices("abc \n", k=30))
+        start, at = rng.randrange(20), rng.randrange(25)
+        end, delete = start + rng.randrange(1, 10), rng.randrange(5)
+        insert = "".join(rng.choices("xyz", k=rng.randrange(4)))
+        calls.append([[start, end], [at, delete, insert]])
+        texts.append((text, text[:at] + insert + text[at + delete :]))
+    kept = 0
+    for (before, after), (span, change), found in zip(
+        texts, calls, await call("editor.js", "moved", calls), strict=True
+    ):
+        is_touched = change[0] < span[1] and change[0] + change[1] > span[0]
+        if found is None:
+            assert is_touched or change[0] <= span[0] <= change[0] + change[1]
+            continue
+        kept += 1
+        assert not is_touched
+        assert after[found[0] : found[1]] == before[span[0] : span[1]]
+    assert kept > 100
+
+
+DRAW = r"""async ([edits]) => {
+  const { Underlines } = await import("/static/editor.js");
+  const [kept, fresh] = [0, 1].map(() => document.createElement("div"));
+  const underlines = new Underlines(kept);
+  const different = [];
+  edits.forEach(([text, ranges], step) => {
+    underlines.draw(text, ranges);
+    fresh.replaceChildren();
+    new Underlines(fresh).draw(text, ranges);
+    const shown = [...kept.children].map((p) => p.textContent.replace(/^\u200b$/, "")).join("\n");
+    if (kept.innerHTML !== fresh.innerHTML || shown !== text) different.push(step);
+  });
+  const first = [...kept.children][0];
+  underlines.draw(...edits.at(-1));
+  return { different, same: first === kept.children[0] };
+}"""
+
+
+async def test_underlines_drawn_step_by_step_are_those_drawn_at_once() -> None:
+    """And they are the text itself, line by line, whatever the ranges are."""
+    rng = random.Random(5)
+    edits: list[Any] = []
+    for _ in range(300):
+        text = "".join(rng.choices("ab \n", weights=(4, 4, 2, 1), k=rng.randrange(60)))
+        ranges = [
+            {"start": at, "end": at + rng.randrange(1, 12), "ink": "content", "key": f"n{index}"}
+            for index, at in enumerate(rng.choices(range(50), k=rng.randrange(4)))
+        ]
+        edits.append([text, ranges])
+
+    def act(url: str) -> Any:
+        with open_page(url) as page:
+            return page.evaluate(DRAW, [edits])
+
+    async with open_fake_coach(FakeCoach()) as coach:
+        drawn = await browse(act, coach.url)
+    assert drawn == {"different": [], "same": True}
+
+
 async def test_pieces_make_the_whole_and_fit_into_messages() -> None:
     """Whatever stands at a border: no pair is cut, and JSON's escapes are allowed for."""
     texts = ["", "a", "x" * 39_999 + "😀" * 30_000, "\x01" * 40_001, "学" * 100_000]
