@@ -55,7 +55,8 @@ async def test_a_splice_makes_one_text_of_the_other_and_cuts_no_pair() -> None:
 async def test_a_range_moves_with_the_text_around_it() -> None:
     """Where a change does not touch it, the same words stand in it afterwards."""
     rng = random.Random(4)
-    calls, texts = [], []
+    calls: list[list[Any]] = []
+    texts: list[tuple[str, str]] = []
     for _ in range(500):
         text = "".join(rng.choices("abc \n", k=30))
         start, at = rng.randrange(20), rng.randrange(25)
