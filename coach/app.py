@@ -30,7 +30,7 @@ from .backend import Backend, open_backend
 from .budget import user_limits
 from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
 from .grading import Desk, Latencies
-from .ops import Flags, metrics
+from .ops import Flags, health, metrics
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
 from .session import Identity, Pacer, Route, Services, Sessions, open_authority, serve_session
@@ -180,6 +180,8 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
         nursery.start_soon(sessions.run_pings)
         nursery.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
         nursery.start_soon(_sample, backend, sessions, unpooled)
+        nursery.start_soon(health.watch_loop)
+        nursery.start_soon(health.watch_process, backend.redis.ping)
         log.info("worker_ready", worker=backend.worker)
         yield Parts(backend=backend, services=services, sessions=sessions, nursery=nursery)
         nursery.cancel_scope.cancel("the worker shuts down")

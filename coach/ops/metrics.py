@@ -39,6 +39,7 @@ _LATENCY_BUCKETS: Final = (
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
 )
 _TTFT_BUCKETS: Final = (0.05, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 4, 8, 16)
+_WAIT_BUCKETS: Final = (0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 _GRADE_BUCKETS: Final = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 30, 60)
 
 ttft_seconds: Final = Histogram(
@@ -142,6 +143,40 @@ budget_used: Final = Gauge(
     "Share of a provider's quota that is spent or reserved in the rolling minute; 1 is all of it.",
     ["endpoint", "dimension"],
     multiprocess_mode="livemostrecent",
+)
+loop_lag_seconds: Final = Histogram(
+    "coach_loop_lag_seconds",
+    "By how much a worker's event loop was late, looked at 20 times a second in each worker.",
+    buckets=_LATENCY_BUCKETS,
+)
+redis_latency_seconds: Final = Histogram(
+    "coach_redis_latency_seconds",
+    "From a PING to Redis until its answer, once a second from each worker.",
+    buckets=_LATENCY_BUCKETS,
+)
+budget_wait_seconds: Final = Histogram(
+    "coach_budget_wait_seconds",
+    "From a feedback request's wish to be sent until its provider's budget let it, Redis included.",
+    ["endpoint"],
+    buckets=_WAIT_BUCKETS,
+)
+provider_refusals_total: Final = Counter(
+    "coach_provider_refusals_total",
+    "Feedback requests that a provider refused: rate_limited (429) or overloaded (529).",
+    ["provider", "kind"],
+)
+worker_cpu: Final = Gauge(
+    "coach_worker_cpu_ratio",
+    "Of one core, what the busiest worker used in the last second: it can use no more than 1.",
+    multiprocess_mode="livemax",
+)
+worker_cpu_seconds_total: Final = Counter(
+    "coach_worker_cpu_seconds_total", "CPU time of all workers, user and system."
+)
+open_files: Final = Gauge(
+    "coach_open_files_ratio",
+    "Share of its limit of open files that the worker with most of them uses.",
+    multiprocess_mode="livemax",
 )
 
 

@@ -173,10 +173,13 @@ class Attempts:
         prompt = attrs.evolve(prompt, output_tokens_max=route.output_tokens_max)
         ask = Ask(input=estimate_tokens(prompt.characters()), output=route.output_tokens_max)
         has_ended = moves_on = False
+        wished_at = trio.current_time()
         try:
             async with route.budget.admit(
                 ask, lane="interactive", org=self._org, on_position=self._turn.on_position
             ) as admission:
+                waited_s = trio.current_time() - wished_at
+                metrics.budget_wait_seconds.labels(route.provider.name).observe(waited_s)
                 has_ended = await self._converse(route, leave, prompt, ask, admission)
                 has_ended = has_ended or self._verdict is not None
                 if not has_ended:
@@ -224,6 +227,7 @@ class Attempts:
             attempt.refused = error.status is not None
             hold_s = None
             if error.kind in {"rate_limited", "overloaded"}:
+                metrics.provider_refusals_total.labels(provider.name, error.kind).inc()
                 hold_s = error.retry_after_s or GATE_S
                 admission.close_gate(hold_s)
             leave.failed(is_fault=is_fault(error.kind), hold_s=hold_s)
