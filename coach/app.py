@@ -172,6 +172,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             ],
             queue=backend.queue,
             rubric=backend.rubric,
+            costs=backend.costs,
             pacer=pacer,
             flags=flags,
         )

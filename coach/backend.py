@@ -18,7 +18,7 @@ from . import config
 from .budget import EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
 from .grading import Queue, Rubric, load_rubric
-from .ops import metrics
+from .ops import Costs, Prices, load_prices, metrics, open_costs
 from .providers import Circuit, Pool, Provider, open_circuit, open_pool, open_provider
 from .store import Redis, RedisError, find_embedded, open_redis
 
@@ -47,6 +47,7 @@ class Backend:
     """In the order of preference."""
     queue: Queue
     rubric: Rubric
+    costs: Costs
 
 
 @asynccontextmanager
@@ -58,12 +59,14 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
       role: "w0", "grader", …: what operators read in Redis' client list and in leases.
 
     Raises:
-      ConfigurationError: no provider is configured, the rubric is bad, or Redis does not answer.
+      ConfigurationError: no provider is configured, the rubric or the price list is bad, or
+        Redis does not answer.
     """
     if not settings.provider:
         raise ConfigurationError("no [[provider]] is configured: add one, or try scripts/demo")
     rubric = load_rubric(settings.grading.rubric)
     _raise_file_limit()
+    prices = _prices(settings)
     worker = f"{role}-{secrets.token_hex(4)}"
     url = settings.redis.url or await find_embedded(settings.data_path)
     async with AsyncExitStack() as stack:
@@ -76,6 +79,9 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             raise ConfigurationError(
                 f"redis.url: no answer from {_without_password(url)}: {error}"
             ) from error
+        costs = await stack.enter_async_context(
+            open_costs(redis, prices, settings.costs, worker=worker)
+        )
         pool = await stack.enter_async_context(
             open_pool(settings, on_batch=metrics.event_latency_seconds.observe)
         )
@@ -108,7 +114,21 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             endpoints=tuple(endpoints),
             queue=Queue(redis, settings.grading),
             rubric=rubric,
+            costs=costs,
         )
+
+
+def _prices(settings: config.Settings) -> Prices:
+    """The price list; the operator is told once of models it does not have."""
+    prices = load_prices(settings)
+    for provider in prices.unpriced(settings.provider):
+        log.warning(
+            "model_without_price",
+            provider=provider.name,
+            model=provider.model,
+            what_to_do="its cost is not known: set price in its [[provider]], or [[prices.price]]",
+        )
+    return prices
 
 
 def _without_password(url: str) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -28,8 +30,12 @@ Percent = Annotated[int, Meta(ge=0, le=100)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Org = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")]
 Weight = Annotated[int, Meta(ge=1, le=100)]
+Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}$")]
 
 PREFIX: Final = "COACH_"
+PRICE_MAX: Final = 1_000_000
+"""For a million tokens, and of a currency for a dollar: anything above is a slip of the pen."""
+BUDGET_MAX: Final = 1_000_000_000
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 """Hosts that may be asked without TLS: nothing leaves the machine."""
 
@@ -119,6 +125,90 @@ class Quota(Section, frozen=True, kw_only=True):
     """Input and output together (OpenAI's rule)."""
 
 
+class Price(Section, frozen=True, kw_only=True):
+    """What a model costs, for a million tokens; decimals, never floats, from here on."""
+
+    models: tuple[str, ...] = ()
+    """Names it holds for; one that ends in `*` stands for all that begin so. The longest wins."""
+    currency: Currency = "USD"
+    input: Decimal
+    cache_write_5m: Decimal | None = None
+    """Written to the provider's cache for five minutes; absent: as input."""
+    cache_write_1h: Decimal | None = None
+    """Likewise for an hour; absent: as for five minutes."""
+    cache_read: Decimal | None = None
+    """Absent: as input."""
+    output: Decimal
+    batch_factor: Decimal = Decimal(1)
+    """By what a batch's prices are multiplied; three decimals at most."""
+    cacheable_tokens_min: Count = 1_024
+    """A shorter prefix is not cached."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no amount of money."""
+        for name in msgspec.structs.fields(type(self)):
+            value = getattr(self, name.name)
+            if isinstance(value, Decimal) and not 0 <= value <= PRICE_MAX:
+                raise ValueError(f"{name.name}: a price is 0 to {PRICE_MAX}, not {value}")
+        if self.batch_factor > 1 or self.batch_factor * 1_000 % 1:
+            raise ValueError("batch_factor: 0 to 1, with three decimals at most")
+
+
+class Prices(Section, frozen=True, kw_only=True):
+    """Prices beside, or in place of, those that come with coach."""
+
+    file: str | None = None
+    """TOML with what may stand in this section; this section goes before it."""
+    price: tuple[Price, ...] = ()
+    rate: dict[Currency, Decimal] = {}
+    """How much of a currency one US dollar is."""
+    as_of: date | None = None
+    """When somebody last looked."""
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody could calculate with."""
+        for price in self.price:
+            if not price.models:
+                raise ValueError("price: it needs models, the names it holds for")
+        for currency, rate in self.rate.items():
+            if not 0 < rate <= PRICE_MAX:
+                raise ValueError(f"rate.{currency}: above 0, at most {PRICE_MAX}")
+
+
+class OrgBudget(Section, frozen=True, kw_only=True):
+    """What an org may cost in a month (UTC), in `costs.currency`."""
+
+    soft: Decimal | None = None
+    """Beyond it the operator is told."""
+    hard: Decimal | None = None
+    """Beyond it feedback is refused and grading waits."""
+
+    def __post_init__(self) -> None:
+        """Refuse amounts that make no sense together."""
+        if any(not 0 <= amount <= BUDGET_MAX for amount in (self.soft, self.hard) if amount):
+            raise ValueError(f"a budget is 0 to {BUDGET_MAX}")
+        if self.soft is not None and self.hard is not None and self.soft > self.hard:
+            raise ValueError("soft is above hard")
+
+
+class Costs(Section, frozen=True, kw_only=True):
+    """The bill: how it is kept, and what orgs may cost."""
+
+    currency: Currency = "USD"
+    """What `coach costs` shows and budgets are in."""
+    keep_days: Annotated[int, Meta(ge=62, le=4_000)] = 400
+    """How long an hour's costs are kept by assignment, model and reason."""
+    user_days: Annotated[int, Meta(ge=1, le=4_000)] = 60
+    """How long they are kept by user as well."""
+    flush_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    """Between two writes of what was booked; so much is lost when a process is killed."""
+    cells_max: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000
+    """Bookings of different kinds that may wait in a process; beyond it users are no longer told
+    apart."""
+    budget: dict[str, OrgBudget] = {}
+    """By org; `*` for each that is not named."""
+
+
 class Provider(Section, frozen=True, kw_only=True):
     """One endpoint that answers requests. The file's order is the order of preference."""
 
@@ -131,6 +221,8 @@ class Provider(Section, frozen=True, kw_only=True):
     ca_file: str | None = None
     """PEM file of the authority to trust instead of the system's."""
     quota: Quota = Quota()
+    price: Price | None = None
+    """In place of the price list, whatever model answers."""
     feedback_output_tokens_max: Count = 500
     judge_output_tokens_max: Count = 1_500
 
@@ -281,6 +373,8 @@ class Settings(Section, frozen=True, kw_only=True):
     failover: Failover = Failover()
     grading: Grading = Grading()
     rollout: Rollout = Rollout()
+    prices: Prices = Prices()
+    costs: Costs = Costs()
     log: Log = Log()
 
     @property

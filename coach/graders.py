@@ -29,6 +29,7 @@ async def run_graders(settings: config.Settings) -> None:
                     endpoint.provider,
                     endpoint.budget,
                     backend.rubric,
+                    costs=backend.costs,
                     output_tokens_max=endpoint.settings.judge_output_tokens_max,
                 )
                 for endpoint in backend.endpoints

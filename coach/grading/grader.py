@@ -257,6 +257,8 @@ class _Grader:
                 essay=job.text,
                 lane=claim.lane,
                 org=job.org,
+                user=job.user,
+                assignment=job.assignment,
             )
         except JudgeOut as out:
             log.warning("judge_out", submission=claim.id, judge=judge.name, reason=str(out))

@@ -7,6 +7,7 @@ what is told in a repair is ours, but for quotes, which lose their angle bracket
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import attrs
@@ -22,7 +23,10 @@ from .ensemble import total
 from .records import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..budget import EndpointBudget
+    from ..ops import Costs, Reason
     from ..providers import Completion, Prompt, Provider
     from .answers import Answer
     from .records import Lane
@@ -79,18 +83,35 @@ class Judge:
     """A provider's endpoint as a judge by one rubric."""
 
     def __init__(
-        self, provider: Provider, budget: EndpointBudget, rubric: Rubric, *, output_tokens_max: int
+        self,
+        provider: Provider,
+        budget: EndpointBudget,
+        rubric: Rubric,
+        *,
+        costs: Costs,
+        output_tokens_max: int,
     ) -> None:
-        """Open nothing: provider and budget are the caller's."""
+        """Open nothing: provider, budget and costs are the caller's."""
         self.name = provider.name
         self._provider = provider
         self._budget = budget
+        self._costs = costs
         self._rubric = rubric
         self._rubric_text = rubric.as_text()
         self._schema = rubric.schema()
         self._output_tokens_max = output_tokens_max
 
-    async def ask(self, *, task: str, essay: str, lane: Lane, org: str) -> Answer:
+    async def ask(
+        self,
+        *,
+        task: str,
+        essay: str,
+        lane: Lane,
+        org: str,
+        user: str = "",
+        assignment: str | None = None,
+        reason: Reason = "grading",
+    ) -> Answer:
         """Have an essay judged.
 
         Cancellation: the provider's stream is reset and the budget settled by what may have been
@@ -100,7 +121,10 @@ class Judge:
           task: what the student was asked to write.
           essay: the student's text.
           lane: where to stand in the endpoint's waiting line.
-          org: whose fair share it is.
+          org: whose fair share it is, and who pays.
+          user: the student.
+          assignment: the task's id.
+          reason: what it is booked for.
 
         Raises:
           JudgeOut: no usable answer.
@@ -112,8 +136,16 @@ class Judge:
             schema=self._schema,
             output_tokens_max=self._output_tokens_max,
         )
-        spent: list[Usage] = []
-        request, reason = prompt, ""
+        book = partial(
+            self._costs.book,
+            provider=self.name,
+            asked=self._provider.model,
+            org=org,
+            user=user,
+            assignment=self._rubric.known(assignment),
+        )
+        spent = Spent(book, reason)
+        request, problem = prompt, ""
         for attempt in range(1, ANSWERS_MAX + 1):
             completion = await self._complete(request, spent, lane=lane, org=org)
             try:
@@ -126,14 +158,14 @@ class Judge:
                     evidence_missing=error.evidence_missing,
                     problems=len(error.problems),
                 )
-                reason = str(error)
+                problem = str(error)
                 request = _with_note(prompt, error.problems)
                 continue
-            return msgspec.structs.replace(answer, usage=total(spent))
+            return msgspec.structs.replace(answer, usage=total(spent.usages))
         raise JudgeOut(
-            f"{self.name}: {ANSWERS_MAX} invalid answers, the last: {reason}",
+            f"{self.name}: {ANSWERS_MAX} invalid answers, the last: {problem}",
             "failed",
-            usage=total(spent),
+            usage=total(spent.usages),
         )
 
     def _check(self, completion: Completion, essay: str) -> Answer:
@@ -141,9 +173,7 @@ class Judge:
             raise InvalidAnswer(["The answer was cut off at its length limit; be much shorter."])
         return check_answer(completion.text, self._rubric, essay)
 
-    async def _complete(
-        self, prompt: Prompt, spent: list[Usage], *, lane: Lane, org: str
-    ) -> Completion:
+    async def _complete(self, prompt: Prompt, spent: Spent, *, lane: Lane, org: str) -> Completion:
         """Ask within the budget; rate limits close the gate for all and are waited for."""
         ask = Ask(input=estimate_tokens(prompt.characters()), output=self._output_tokens_max)
         for gate in range(1, GATES_MAX + 1):
@@ -157,31 +187,36 @@ class Judge:
                 raise JudgeOut(
                     f"{self.name}: {error.kind}: {error}",
                     _KIND.get(error.kind, "failed"),
-                    usage=total(spent),
+                    usage=total(spent.usages),
                     retry_after_s=error.retry_after_s,
                 ) from error
             except (Overloaded, RedisError) as error:
                 raise JudgeOut(
                     f"{self.name}: not admitted: {error}",
                     "away",
-                    usage=total(spent),
+                    usage=total(spent.usages),
                     retry_after_s=getattr(error, "retry_after_s", None),
                 ) from error
         raise AssertionError("the last gate raises")
 
     async def _admitted(
-        self, prompt: Prompt, ask: Ask, spent: list[Usage], *, lane: Lane, org: str
+        self, prompt: Prompt, ask: Ask, spent: Spent, *, lane: Lane, org: str
     ) -> Completion:
         async with self._budget.admit(ask, lane=lane, org=org, on_position=None) as admission:
             # However it ends from here on, the provider may have read the prompt …
             used: Ask | None = Ask(input=ask.input, output=0)
+            wasted: Reason | None = "wasted-cancel"
             try:
                 completion = await self._provider.complete(prompt, on_headers=admission.observe)
                 usage = completion.usage
-                spent.append(Usage(**attrs.asdict(usage)))
+                spent.answered(completion)
+                wasted = None
                 used = Ask(input=usage.input + usage.cache_write, output=usage.output)
             except ProviderError as error:
+                # an error status is no answer, and costs nothing
+                wasted = "wasted-failover" if error.status is None else None
                 if error.kind in _UNREAD:
+                    wasted = None
                     # … but for these: a request and no tokens, or (nobody heard it) nothing at all
                     used = None if error.kind == "unreachable" else Ask(input=0, output=0)
                 if error.kind in ("rate_limited", "overloaded"):
@@ -191,7 +226,26 @@ class Judge:
             finally:
                 if used is not None:
                     admission.settle(used)
+                if wasted is not None:
+                    spent.book(
+                        reason=wasted, model=self._provider.model, usage=Usage(input=ask.input)
+                    )
             return completion
+
+
+@attrs.frozen
+class Spent:
+    """What one judge's answers have cost; invalid ones are among them."""
+
+    book: Callable[..., None]
+    """`Costs.book`, told whose they are."""
+    reason: Reason
+    usages: list[Usage] = attrs.field(factory=list)
+
+    def answered(self, completion: Completion) -> None:
+        """Book an answer."""
+        self.usages.append(Usage(**attrs.asdict(completion.usage)))
+        self.book(reason=self.reason, model=completion.model, usage=completion.usage)
 
 
 def _with_note(prompt: Prompt, problems: tuple[str, ...]) -> Prompt:

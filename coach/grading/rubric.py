@@ -76,6 +76,10 @@ class Rubric(_Record, frozen=True, kw_only=True):
                 return item.task
         return FREE_TASK
 
+    def known(self, assignment: str | None) -> str:
+        """The assignment's id, or nothing for one that is not in the rubric."""
+        return next((item.id for item in self.assignments if item.id == assignment), "")
+
     def as_text(self) -> str:
         """The rubric for prompts: compact, and the same bytes in every process and run.
 

@@ -179,6 +179,39 @@ open_files: Final = Gauge(
     multiprocess_mode="livemax",
 )
 
+cost_nanodollars: Final = Counter(
+    "coach_cost_nanodollars_total",
+    "What was spent, in billionths of a US dollar.",
+    ["provider", "model", "reason"],
+)
+cost_requests: Final = Counter(
+    "coach_cost_requests_total",
+    "Requests that cost something.",
+    ["provider", "model", "reason"],
+)
+cost_unpriced_tokens: Final = Counter(
+    "coach_cost_unpriced_tokens_total",
+    "Tokens of models whose price is not known: what they cost is in no other figure.",
+    ["provider", "model", "reason"],
+)
+cost_budget_used: Final = Gauge(
+    "coach_cost_budget_used_ratio",
+    "Share of an org's monthly budget that is spent, of the hard one where there is one.",
+    ["org"],
+    multiprocess_mode="livemostrecent",
+)
+cost_budget_alerts: Final = Counter(
+    "coach_cost_budget_alerts_total", "Monthly budgets that were spent.", ["org", "level"]
+)
+cost_budget_refusals: Final = Counter(
+    "coach_cost_budget_refusals_total",
+    "Turns refused, and gradings put off, because a hard budget was spent.",
+    ["org"],
+)
+writer_seconds: Final = Counter(
+    "coach_writer_seconds_total", "Time that students were connected, all together."
+)
+
 
 @attrs.frozen(kw_only=True)
 class Histogrammed:

@@ -20,13 +20,16 @@ from ..ops import metrics
 from ..providers import ProviderError, Usage, estimate_tokens, is_fault, is_final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..budget import Admission, FreeAdmission
     from ..errors import CoachError
-    from ..providers import FirstTokens, Leave, Prompt
+    from ..ops import Reason
+    from ..providers import FirstTokens, Leave, Prompt, Provider
     from .services import Route
     from .turn import Turn
+
+    Book = Callable[..., None]
 
 EXTENSIONS: Final = 8
 """How often a stalled answer's deadline is moved within it: it may come so much of it early."""
@@ -48,8 +51,11 @@ class Attempt:
         "_stall_s",
         "begun",
         "extend_at",
+        "failed",
+        "model",
         "refused",
         "scope",
+        "unread",
         "usage",
         "whole",
     )
@@ -66,6 +72,12 @@ class Attempt:
         """Text that comes from then on must call `extend`."""
         self.usage: Usage | None = None
         """As the provider has counted so far."""
+        self.model = ""
+        """The one that answers, by its own word."""
+        self.failed = False
+        """It was not cancelled: the provider did not give a whole answer."""
+        self.unread = False
+        """It failed before the provider can have read anything."""
         self.refused = False
         """The provider answered that it would not answer."""
         self.whole = False
@@ -87,6 +99,13 @@ class Attempt:
             f"{provider}: {what}", kind="stalled", provider=provider, tokens_shown=self.begun
         )
 
+    @property
+    def reason(self) -> Reason:
+        """What its cost is booked for, when it has ended."""
+        if self.whole:
+            return "feedback"
+        return "wasted-failover" if self.failed else "wasted-cancel"
+
     def used(self, ask: Ask, text: Sequence[str]) -> Usage:
         """What the provider counts, as far as anybody can know.
 
@@ -105,7 +124,9 @@ class Attempt:
 class Attempts:
     """The attempts of one turn."""
 
-    def __init__(self, turn: Turn, routes: Sequence[Route], *, org: str, stall_s: float) -> None:
+    def __init__(
+        self, turn: Turn, routes: Sequence[Route], *, org: str, stall_s: float, book: Book
+    ) -> None:
         """Ask the providers of `routes` on behalf of `turn`; nothing is sent yet.
 
         Args:
@@ -113,10 +134,12 @@ class Attempts:
           routes: one or more, in order of preference.
           org: whose turn it is.
           stall_s: silence between two pieces of text that counts as a fault.
+          book: `Costs.book`, told whose turn it is: books what each attempt has cost.
         """
         self._turn = turn
         self._routes = routes
         self._org = org
+        self._book = book
         self._stall_s = stall_s
         self._untried = len(routes)
         self._failures: list[ProviderError | Overloaded] = []
@@ -219,12 +242,14 @@ class Attempts:
             with attempt.scope:
                 completion = await provider.stream(prompt, turn, on_headers=admission.observe)
                 attempt.usage, attempt.whole = completion.usage, True
+                attempt.model = completion.model
             if not attempt.whole:
                 raise attempt.late(provider.name)
             leave.succeeded()
             turn.finish(completion)
         except ProviderError as error:
-            attempt.refused = error.status is not None
+            attempt.failed, attempt.refused = True, error.status is not None
+            attempt.unread = attempt.usage is None and error.kind == "unreachable"
             hold_s = None
             if error.kind in {"rate_limited", "overloaded"}:
                 metrics.provider_refusals_total.labels(provider.name, error.kind).inc()
@@ -233,7 +258,7 @@ class Attempts:
             leave.failed(is_fault=is_fault(error.kind), hold_s=hold_s)
             self._failed(route, error)
         finally:
-            self._settle(provider.name, attempt.used(ask, turn.text), admission)
+            self._settle(provider, attempt, attempt.used(ask, turn.text), admission)
         return attempt.whole
 
     @property
@@ -258,9 +283,23 @@ class Attempts:
             return
         self._turn.fail(self._verdict)
 
-    def _settle(self, provider: str, used: Usage, admission: Admission | FreeAdmission) -> None:
+    def _settle(
+        self,
+        provider: Provider,
+        attempt: Attempt,
+        used: Usage,
+        admission: Admission | FreeAdmission,
+    ) -> None:
+        if not attempt.unread:
+            self._book(
+                reason=attempt.reason,
+                provider=provider.name,
+                model=attempt.model or provider.model,
+                asked=provider.model,
+                usage=used,
+            )
         for kind, count in attrs.asdict(used).items():
-            metrics.tokens_total.labels(provider, kind).inc(count)
+            metrics.tokens_total.labels(provider.name, kind).inc(count)
         fresh = used.input + used.cache_write
         admission.settle(Ask(input=fresh, output=used.output))
         self.spent = (self.spent or 0) + fresh + used.cache_read + used.output

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .. import config
     from ..budget import EndpointBudget, UserLimits
     from ..grading import Queue, Rubric
-    from ..ops import Flag, Flags
+    from ..ops import Costs, Flag, Flags
     from ..providers import Circuit, FirstTokens, Provider
     from .auth import Authority
     from .pacer import Pacer
@@ -56,5 +56,6 @@ class Services:
     """For feedback, in order of preference."""
     queue: Queue
     rubric: Rubric
+    costs: Costs
     pacer: Pacer
     flags: Flags

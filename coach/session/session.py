@@ -317,7 +317,7 @@ class Session:
                     identity,
                     text=text,
                     focus=message.focus,
-                    assignment=self._services.rubric.task(message.assignment),
+                    assignment=message.assignment,
                     history=tuple(self._history),
                 )
             if turn.outcome == "done":

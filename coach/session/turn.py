@@ -8,6 +8,7 @@ The student hears first: settling takes round trips to Redis.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, final
 
 import trio
@@ -72,9 +73,8 @@ class Turn:
 
     def on_start(self, model: str, usage: Usage) -> None:
         """The answer has begun."""
-        del model  # `started` named it already
         assert self._attempt is not None
-        self._attempt.usage = usage
+        self._attempt.model, self._attempt.usage = model, usage
 
     def on_delta(self, text: str) -> None:
         """The next piece of text: one message, written by this very call, or held (pacer.py)."""
@@ -169,7 +169,7 @@ class Turn:
         *,
         text: str,
         focus: str | None,
-        assignment: str,
+        assignment: str | None,
         history: Sequence[tuple[str, str]],
     ) -> None:
         """Reserve, wait, stream, settle; at the next provider if one fails (attempts.py).
@@ -185,7 +185,7 @@ class Turn:
         """
         prompt = feedback_prompt(
             rubric=services.rubric.as_text(),
-            assignment=assignment,
+            assignment=services.rubric.task(assignment),
             history=history,
             draft=text,
             focus=focus,
@@ -199,7 +199,13 @@ class Turn:
             routes = [route.without(self._flags_off) for route in routes]
             for flag in self._flags_off:
                 metrics.flag_off_turns_total.labels(flag).inc()
-        attempts = Attempts(self, routes, org=identity.org, stall_s=stall_s)
+        book = partial(
+            services.costs.book,
+            org=identity.org,
+            user=identity.user,
+            assignment=services.rubric.known(assignment),
+        )
+        attempts = Attempts(self, routes, org=identity.org, stall_s=stall_s, book=book)
         async with services.limits.reserve(
             user=identity.user, org=identity.org, tokens=tokens
         ) as reservation:

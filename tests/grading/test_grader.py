@@ -25,9 +25,11 @@ from coach.grading.grader import run_grader
 from coach.grading.judges import Judge
 from coach.grading.queue import Claim, Queue, Receiver
 from coach.grading.records import LANES, Grade, SubmissionState
+from coach.ops import Costs
 from coach.providers import Prompt, ProviderError
 from coach.session import wire
 from coach.store import Redis, RedisError
+from tests.support.costs import new_costs
 
 from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
 from .support import (
@@ -55,6 +57,7 @@ class World:
     settings: config.Grading
     providers: list[FakeProvider]
     budget: FakeBudget = attrs.field(factory=FakeBudget)
+    costs: Costs = attrs.field(factory=new_costs)
     stopping: trio.Event = attrs.field(factory=trio.Event)
 
     async def run_grader(self, queue: Queue | None = None, name: str = "grader") -> None:
@@ -65,6 +68,7 @@ class World:
                     provider.as_provider(),
                     self.budget.as_budget(),
                     RUBRIC,
+                    costs=self.costs,
                     output_tokens_max=1_500,
                 )
                 for provider in self.providers

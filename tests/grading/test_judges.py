@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
 
@@ -11,6 +13,7 @@ from coach.grading.judges import Judge, JudgeOut
 from coach.grading.records import Usage
 from coach.providers import ProviderError
 from coach.store import NotSent
+from tests.support.costs import new_costs, reasons
 
 from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
 
@@ -30,8 +33,13 @@ class Bench:
     def __init__(self, *replies: str | Exception | float) -> None:
         self.provider = FakeProvider(replies=list(replies))
         self.budget = FakeBudget()
+        self.costs = new_costs()
         self.judge = Judge(
-            self.provider.as_provider(), self.budget.as_budget(), RUBRIC, output_tokens_max=700
+            self.provider.as_provider(),
+            self.budget.as_budget(),
+            RUBRIC,
+            costs=self.costs,
+            output_tokens_max=700,
         )
 
     async def ask(self) -> object:
@@ -174,3 +182,29 @@ async def test_cancelled_while_it_thinks_the_prompt_counts_as_read() -> None:
         await bench.ask()
     assert bench.budget.open == 0
     assert bench.budget.settled == [Ask(input=bench.budget.admitted[0][0].input, output=0)]
+
+
+@pytest.mark.parametrize(
+    ("replies", "booked"),
+    [
+        ([GOOD], {"grading": 1}),
+        ([INVENTED, GOOD], {"grading": 2}),
+        ([error("cut"), GOOD], {"wasted-failover": 1}),
+        ([error("unreachable")], {}),
+        ([error("rate_limited"), GOOD], {"grading": 1}),
+    ],
+)
+async def test_every_answer_is_booked_and_nothing_that_was_not_read(
+    replies: list[str | Exception], booked: dict[str, int]
+) -> None:
+    bench = Bench(*replies)
+    with suppress(JudgeOut):
+        await bench.ask()
+    assert reasons(bench.costs) == booked
+
+
+async def test_a_judge_that_is_cancelled_may_have_read_the_essay() -> None:
+    bench = Bench(3.0)
+    with trio.move_on_after(1):
+        await bench.ask()
+    assert reasons(bench.costs) == {"wasted-cancel": 1}

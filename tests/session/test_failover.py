@@ -12,6 +12,7 @@ from coach.session import wire
 from coach.session.attempts import RETRY_S
 from coach.session.turn import TurnCancelled
 from tests.support.cancels import cancel_at_step
+from tests.support.costs import booked, reasons
 
 from .test_turn import Told, fails, new_turn, refusal
 from .world import ANA, World, says
@@ -243,3 +244,33 @@ async def test_a_cancelled_turn_is_not_taken_elsewhere() -> None:
     assert told.kinds == ["started", "error"]
     assert world.others[0].streams == 0
     assert world.circuit.told == ["nothing"]
+
+
+async def test_each_attempt_is_booked_on_who_was_asked_and_for_what() -> None:
+    world = two(World(fails(says_until="text", error=refusal("cut", None))))
+    await ask(world)
+    found = {
+        (cell.provider, cell.reason, cell.user): amounts["output"]
+        for cell, amounts in booked(world.costs).items()
+    }
+    assert set(found) == {("scripted", "wasted-failover", "ana"), ("second", "feedback", "ana")}
+    assert found["second", "feedback", "ana"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("unreachable", None), ("rate_limited", 429), ("server_error", 500)]
+)
+async def test_what_a_provider_never_read_costs_nothing(kind: str, status: int | None) -> None:
+    world = two(World(fails(says_until="nothing", error=refusal(kind, status))))
+    await ask(world)
+    assert reasons(world.costs) == {"feedback": 1}
+
+
+async def test_what_a_student_gives_up_is_booked_as_wasted() -> None:
+    world = World(says("a", "b", "c", pause_s=1.0))
+    turn, _ = new_turn()
+    with trio.move_on_after(2.5), turn.scope:
+        await turn.run(
+            world.services(), ANA, text="The sea.", focus=None, assignment="", history=()
+        )
+    assert reasons(world.costs) == {"wasted-cancel": 1}

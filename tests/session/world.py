@@ -23,11 +23,12 @@ from coach.grading import (
     SubmissionState,
     load_rubric,
 )
-from coach.ops import Flags
+from coach.ops import Costs, Flags
 from coach.providers import Completion, FirstTokens, Prompt, Sink, Usage
 from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
 from coach.session.auth import Identity
 from coach.store import ConnectionLost
+from tests.support.costs import new_costs
 
 AUTHORITY = Authority("k" * 32, token_s=3600, leeway_s=0)
 ANA = Identity("ana", "school", "student", 0.0)
@@ -130,7 +131,7 @@ class World:
     )
 
     rollout: config.Rollout = attrs.field(factory=config.Rollout)
-
+    costs: Costs = attrs.field(factory=new_costs)
     name: str = "scripted"
     model: str = "script-1"
 
@@ -213,6 +214,7 @@ class World:
             ],
             queue=cast("Any", self),
             rubric=load_rubric(None),
+            costs=self.costs,
             pacer=Pacer(0),
             flags=Flags(self.rollout),
         )
