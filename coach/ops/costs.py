@@ -250,11 +250,6 @@ class Costs:
 
     # -- the books -----------------------------------------------------------------------------
 
-    @property
-    def is_flushed(self) -> bool:
-        """Everything booked here is in the books."""
-        return not any(org.pending or org.flushes for org in self._orgs.values())
-
     async def flush(self, redis: Redis) -> None:
         """Write everything that is booked now; one script an org, hour and CELLS_PER_FLUSH cells.
 
@@ -420,19 +415,18 @@ class Costs:
             await trio.sleep(ROUND_S_MIN)
 
     async def close(self, redis: Redis) -> None:
-        """Write what is left, for CLOSE_S_MAX at most."""
-        with trio.move_on_after(CLOSE_S_MAX, shield=True):
-            while not self.is_flushed:
-                try:
-                    await self.flush(redis)
-                except RedisError as error:
-                    log.warning("costs_wait_for_redis", error=str(error))
-                    await trio.sleep(CLOSE_S_MAX / 10)
-        if not self.is_flushed:
-            log.error("costs_lost", cells=sum(len(cells) for _, cells in self._left()))
+        """Write what is left, however often Redis does not answer; the caller says for how long."""
+        while self.left:
+            try:
+                await self.flush(redis)
+            except RedisError as error:
+                log.warning("costs_wait_for_redis", error=str(error))
+                await trio.sleep(CLOSE_S_MAX / 10)
 
-    def _left(self) -> list[tuple[int, dict[Cell, Amounts]]]:
-        return [each for org in self._orgs.values() for each in _unbooked(org)]
+    @property
+    def left(self) -> int:
+        """How many cells are not known to be in the books."""
+        return sum(len(cells) for org in self._orgs.values() for _, cells in _unbooked(org))
 
 
 @asynccontextmanager
@@ -452,7 +446,10 @@ async def open_costs(
         async with running(partial(costs.run, redis)):
             yield costs
     finally:
-        await costs.close(redis)
+        with trio.move_on_after(CLOSE_S_MAX, shield=True):
+            await costs.close(redis)
+        if costs.left:
+            log.error("costs_lost", cells=costs.left)
 
 
 # -- where the books are -----------------------------------------------------------------------

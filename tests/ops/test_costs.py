@@ -107,7 +107,7 @@ async def test_hours_users_and_months_add_up_to_what_was_booked(tmp_path: Path) 
             for seed, costs in enumerate(processes, 1):
                 nursery.start_soon(work, costs, seed)
         assert await sums(redis) == total_of(900)
-        assert all(costs.is_flushed for costs in processes)
+        assert not any(costs.left for costs in processes)
 
 
 @attrs.define
