@@ -123,6 +123,9 @@ class Quota(Section, frozen=True, kw_only=True):
     output_tokens_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     """Input and output together (OpenAI's rule)."""
+    rule: Literal["window", "bucket"] = "window"
+    """`window`: never more in any 60 s; `bucket`: refilled continuously, as Anthropic says of its
+    own, so that within the first minute nearly twice as much can go. The same in all workers."""
 
 
 class Price(Section, frozen=True, kw_only=True):
@@ -277,8 +280,14 @@ class Budget(Section, frozen=True, kw_only=True):
 
     soft_percent: Percent = 80
     hard_percent: Percent = 95
-    ticket_lease_s: Seconds = 2.0
-    reservation_lease_s: Seconds = 120.0
+    submission_percent: Percent = 20
+    """Share of what the line lets in that submissions get while they wait, whoever else does."""
+    background_percent: Percent = 5
+    """Likewise for the background lane."""
+    org_weights: dict[str, Annotated[float, Meta(ge=0.01, le=1000)]] = {}
+    """How much an org gets within a lane, beside the 1 of all others."""
+    ticket_lease_s: Seconds = 1.5
+    reservation_lease_s: Seconds = 10.0
     line_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     """Tickets that may wait per endpoint; beyond it requests are refused as `overloaded`."""
     wait_s: Seconds = 5.0
@@ -474,6 +483,11 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("auth.secret: an HS256 key needs at least 32 bytes")
     if settings.budget.soft_percent > settings.budget.hard_percent:
         raise ConfigurationError("budget.soft_percent is above budget.hard_percent")
+    if settings.budget.submission_percent + settings.budget.background_percent > 90:
+        raise ConfigurationError(
+            "budget.submission_percent and budget.background_percent: together at most 90, or "
+            "nothing is left for those somebody waits for"
+        )
     if settings.failover.first_token_s_min > settings.failover.first_token_s_max:
         raise ConfigurationError("failover.first_token_s_min is above failover.first_token_s_max")
     if settings.grading.heartbeat_s * 2 > settings.grading.lease_s:

@@ -52,7 +52,7 @@ class BadMessage(CoachError):
 
 
 class TooLarge(CoachError):
-    """The client sent more than a limit allows; the message names the limit."""
+    """The client sent more than a limit ever allows; the message names the limit."""
 
     code = "too_large"
 

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Final, final
+from urllib.parse import quote
 
 import attrs
 import structlog
@@ -24,20 +25,22 @@ from .. import config
 from ..errors import Overloaded
 from ..nurseries import open_plain_nursery
 from ..store import Redis, RedisError
-from .loop import Line, Ticket, line_is_full
-from .quota import LANES, NOTHING, Amounts, Ask, Capacity, Lane
+from .loop import Line, Ticket, input_too_large
+from .quota import LANES, NOTHING, UNSAID, Amounts, Ask, Capacity, Lane
 from .scripts import (
     GIVE_BACK_S_MAX,
     LAST_TRY_S_MAX,
     Admitted,
     EndpointScripts,
-    Full,
     Insistence,
+    Queued,
     insist,
 )
 
 log = structlog.get_logger()
 
+ASK_MAX: Final = 10**9
+"""More than any quota; what a request may ask for is cut to it."""
 RENEWALS_PER_LEASE: Final = 3
 RENEW_MAX: Final = 1_000
 """Tickets renewed in one call."""
@@ -128,9 +131,10 @@ class Admission:
         Only ever downwards: where the provider says that less is left than coach believes, others
         use the quota too. Sent to Redis in the background, and only where it tells something new.
         """
-        least = self._budget.capacity.least_spent(headers)
-        if any(a > b for a, b in zip(least, self._spent_before, strict=True)):
-            self._budget._correct_soon(least=least)  # noqa: SLF001  part of the same handle
+        capacity = self._budget.capacity
+        left = capacity.left(headers)
+        if capacity.is_news(left, self._spent_before):
+            self._budget._correct_soon(left=left)  # noqa: SLF001  part of the same handle
 
     def close_gate(self, retry_after_s: float) -> None:
         """Let no worker send to this endpoint for so long (an hour at most): 429 and 529.
@@ -155,7 +159,8 @@ class EndpointBudget:
         worker: str,
     ) -> None:
         self.endpoint = endpoint
-        self.capacity = Capacity.of(quota, settings)
+        self.capacity = self._configured = Capacity.of(quota, settings)
+        """As an operator said, or else as configured; known anew with each admission."""
         self._nursery = nursery
         self._settings = settings
         self._worker = worker
@@ -167,6 +172,8 @@ class EndpointBudget:
             soft=self.capacity.soft,
             worker_lease_s=settings.ticket_lease_s,
             ticket_lease_s=settings.reservation_lease_s,
+            is_bucket=quota.rule == "bucket",
+            lane_percents=(settings.submission_percent, settings.background_percent),
         )
         self._line = Line(
             redis,
@@ -205,41 +212,42 @@ class EndpointBudget:
           ask: the most that may be used. Output beyond the whole hard share of the quota is
             reserved as that share, and so waits until nothing else runs.
           lane: how urgent it is.
-          org: on whose behalf.
+          org: on whose behalf; within a lane orgs get the same, or as `org_weights` says.
           on_position: called synchronously with (position from 1, seconds until its turn) when the
             request has to wait, and when one of them has changed, at most five times a second.
             Must not raise.
 
         Raises:
-          Overloaded: the line is full; Redis has not answered for `wait_s`; or the input alone is
-            larger than the whole quota.
+          Overloaded: the line is full, or Redis has not answered for `wait_s`.
+          TooLarge: the input alone is larger than the whole quota.
 
         Cancellation: as if nothing had happened; a place in line is free at once.
         """
-        del org  # the line is in order of arrival
-        if (dimension := self.capacity.refuses(ask)) is not None:
-            raise Overloaded(
-                f"{ask.input:,} tokens of input are more than the whole {dimension} quota of "
-                f"{self.endpoint}",
-                retry_after_s=60.0,
-            )
+        requests, *tokens = ask.amounts
+        a, b, c = (min(amount, ASK_MAX) for amount in tokens)
         ticket = Ticket(
             id=f"{self._worker}:{next(self._numbers)}",
             lane=LANES.index(lane),
-            reserved=self.capacity.reservation(ask),
+            ask=(requests, a, b, c),
+            org=quote(org, safe=""),
+            weight=self._settings.org_weights.get(org, 1.0),
             on_position=on_position,
         )
+        dimension = self._configured.refuses(ask)
+        if dimension is not None and self.capacity.refuses(ask) is not None:
+            raise input_too_large(self.endpoint, ticket.ask, dimension)
         call, admission = Insistence(self._settings.wait_s), None
         s_max = GIVE_BACK_S_MAX
         try:
             try:
-                spent = await self._enter(ticket, call)
+                admitted = await self._enter(ticket, call)
             except Overloaded:
                 s_max = LAST_TRY_S_MAX
                 raise
             self._admitted_count += 1
             self._running.add(ticket.id)
-            admission = Admission(self, spent)
+            self.capacity = self._configured.as_said(admitted.quota)
+            admission = Admission(self, admitted.spent)
             yield admission
         finally:
             self._running.discard(ticket.id)
@@ -258,6 +266,7 @@ class EndpointBudget:
           RedisError: no answer.
         """
         standing = await self._scripts.statistics()
+        self.capacity = self._configured.as_said(standing.quota)
         return BudgetStatistics(
             endpoint=self.endpoint,
             used=self.capacity.used(standing.spent),
@@ -270,24 +279,15 @@ class EndpointBudget:
             unsettled_count=len(self._unsettled),
         )
 
-    async def _enter(self, ticket: Ticket, call: Insistence) -> Amounts:
-        reply = await call(
-            partial(
-                self._scripts.admit,
-                ticket.id,
-                lane=ticket.lane,
-                reserved=ticket.reserved,
-                rank="",
-                line_max=self._settings.line_max,
-            )
-        )
+    async def _enter(self, ticket: Ticket, call: Insistence) -> Admitted:
+        reply = await call(partial(self._line.ask, ticket))
         if isinstance(reply, Admitted):
-            return reply.spent
-        if isinstance(reply, Full):
-            call.may_have_run = False
-            raise line_is_full(reply)
-        self._queued_count += 1
-        return await self._line.wait(ticket, reply)
+            return reply
+        if isinstance(reply, Queued):
+            self._queued_count += 1
+            return await self._line.wait(ticket, reply)
+        call.may_have_run = False
+        raise self._line.refusal(ticket, reply)
 
     def _settle_soon(self, ticket: str, used: Amounts) -> None:
         log.warning("settlement_late", endpoint=self.endpoint, ticket=ticket)
@@ -317,8 +317,10 @@ class EndpointBudget:
         finally:
             self._is_settling = False
 
-    def _correct_soon(self, *, least: Amounts = NOTHING, closed_s: float = 0.0) -> None:
-        correct = partial(self._scripts.correct, least=least, closed_s=closed_s)
+    def _correct_soon(self, *, left: Amounts = UNSAID, closed_s: float = 0.0) -> None:
+        correct = partial(
+            self._scripts.correct, quota=self._configured.quota, left=left, closed_s=closed_s
+        )
         self._nursery.start_soon(self._try, correct)
 
     async def _renew(self) -> None:

@@ -3,7 +3,7 @@
 It exists while there are tickets. Each look (budget_pass.lua) renews the worker's lease, admits
 what may go and learns the places of the rest. In between it sleeps on the wake stream: until the
 head may go, if the head is this worker's; else until the head's owner, a settlement or a newcomer
-wakes it; and never longer than a third of the lease, which is all that a closed gate costs. Nor
+wakes it; and never longer than a quarter of the lease, which is all that a closed gate costs. Nor
 does it trust Redis to end a sleep: a server that hangs is found out by the next look, and whoever
 waits is told so within `wait_s`.
 
@@ -19,12 +19,13 @@ from typing import Any, Final, final
 import attrs
 import trio
 
-from ..errors import Overloaded
+from ..errors import CoachError, Overloaded, TooLarge
 from ..store import Redis, RedisError
 from .quota import Amounts, Outlook, Told
-from .scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued
+from .scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued, Refused
 
-LOOKS_PER_LEASE: Final = 3
+LOOKS_PER_LEASE: Final = 4
+"""A dead worker's tickets are out of everybody's way after a lease and a look."""
 LOOK_S_MIN: Final = 0.5
 """What a look gets even where the worker itself was held up for longer than `wait_s`."""
 LATE_S_MAX: Final = 0.25
@@ -40,23 +41,24 @@ class Ticket:
 
     id: str
     lane: int
-    reserved: Amounts
+    ask: Amounts
+    org: str
+    weight: float
     on_position: Callable[[int, float], None] | None
     rank: str = ""
     """Where it stands in line, for finding back to it; "": it never stood there."""
     told: Told | None = None
-    spent: Amounts | None = None
-    """The window when it was admitted."""
-    error: Overloaded | None = None
+    admitted: Admitted | None = None
+    error: CoachError | None = None
     decided: trio.Event = attrs.field(factory=trio.Event)
-    """Set with `spent` or `error`."""
+    """Set with `admitted` or `error`."""
 
-    def admit(self, spent: Amounts) -> None:
+    def admit(self, admitted: Admitted) -> None:
         """It may go."""
-        self.spent = spent
+        self.admitted = admitted
         self.decided.set()
 
-    def refuse(self, error: Overloaded) -> None:
+    def refuse(self, error: CoachError) -> None:
         """It may not go, and waits no longer."""
         self.error = error
         self.decided.set()
@@ -93,7 +95,7 @@ class Line:
         self._wait_s = wait_s
         self._waiting: dict[str, Ticket] = {}
         """In Redis' line as far as this worker knows, and not decided."""
-        self._early: dict[str, Amounts] = {}
+        self._early: dict[str, Admitted] = {}
         """Admitted by the last look while the reply that had put them in line was still unread: the
         two came together, and trio runs the tasks they wake in any order."""
         self._is_running = False
@@ -107,14 +109,12 @@ class Line:
         """Whether the loop exists."""
         return self._is_running
 
-    async def wait(self, ticket: Ticket, queued: Queued) -> Amounts:
+    async def wait(self, ticket: Ticket, queued: Queued) -> Admitted:
         """Wait until `ticket`, which Redis has put into line, may go.
-
-        Returns:
-          The window at that moment.
 
         Raises:
           Overloaded: Redis was away for too long, or the line was lost and is full now.
+          TooLarge: the line was lost, and meanwhile the quota was made too small for it.
 
         Cancellation: the ticket may be in line, or admitted; the caller ends it.
         """
@@ -134,8 +134,8 @@ class Line:
             self._waiting.pop(ticket.id, None)
         if ticket.error is not None:
             raise ticket.error
-        assert ticket.spent is not None
-        return ticket.spent
+        assert ticket.admitted is not None
+        return ticket.admitted
 
     async def _run(self) -> None:
         answered_s = trio.current_time()
@@ -172,11 +172,11 @@ class Line:
         in_line = dict(self._waiting)
         self.looks_count += 1
         passed = await self._scripts.look(self._worker, is_full=is_full)
-        self._early = {name: passed.spent for name in passed.admitted if name not in in_line}
+        self._early = {name: passed.now for name in passed.admitted if name not in in_line}
         for name in passed.admitted:
             ticket = in_line.pop(name, None)
             if ticket is not None and self._waiting.pop(name, None) is not None:
-                ticket.admit(passed.spent)
+                ticket.admit(passed.now)
         if passed.positions is not None:
             for name, ticket in in_line.items():
                 if name not in self._waiting:
@@ -188,25 +188,44 @@ class Line:
                     ticket.tell(position, passed.outlook)
         return passed
 
-    async def _find_back(self, ticket: Ticket) -> None:
-        reply = await self._scripts.admit(
+    async def ask(self, ticket: Ticket) -> Admitted | Queued | Full | Refused:
+        """Ask Redis to admit a ticket, or to put it into line: where it stood, if it stood there.
+
+        Raises:
+          RedisError: no answer.
+        """
+        return await self._scripts.admit(
             ticket.id,
             lane=ticket.lane,
-            reserved=ticket.reserved,
+            ask=ticket.ask,
+            org=ticket.org,
+            weight=ticket.weight,
             rank=ticket.rank,
             line_max=self._line_max,
         )
+
+    def refusal(self, ticket: Ticket, reply: Full | Refused) -> CoachError:
+        """What someone is told whom the line did not take."""
+        if isinstance(reply, Refused):
+            return input_too_large(self._scripts.endpoint, ticket.ask, reply.dimension)
+        return Overloaded(
+            f"{reply.length:,} requests wait already",
+            retry_after_s=max(1.0, reply.outlook.eta_s(reply.length)),
+        )
+
+    async def _find_back(self, ticket: Ticket) -> None:
+        reply = await self.ask(ticket)
         if ticket.id not in self._waiting:
             return  # its owner gave up, and undoes this
         match reply:
-            case Admitted(spent):
+            case Admitted():
                 del self._waiting[ticket.id]
-                ticket.admit(spent)
+                ticket.admit(reply)
             case Queued(_, position, outlook):
                 ticket.tell(position, outlook)
-            case Full():
+            case _:
                 del self._waiting[ticket.id]
-                ticket.refuse(line_is_full(reply))
+                ticket.refuse(self.refusal(ticket, reply))
 
     async def _sleep(self, passed: Passed) -> None:
         """Until there may be something to do."""
@@ -240,11 +259,10 @@ class Line:
             )
 
 
-def line_is_full(reply: Full) -> Overloaded:
-    """What someone is told whom the line could not take."""
-    return Overloaded(
-        f"{reply.length:,} requests wait already",
-        retry_after_s=max(1.0, reply.outlook.eta_s(reply.length)),
+def input_too_large(endpoint: str, ask: Amounts, dimension: str) -> TooLarge:
+    """What someone is told whose request that endpoint can never answer."""
+    return TooLarge(
+        f"{ask[1]:,} tokens of input are more than the whole {dimension} quota of {endpoint}"
     )
 
 

@@ -23,6 +23,7 @@ DIMENSIONS: Final = ("requests", "input", "output", "tokens")
 Amounts = tuple[int, int, int, int]
 
 NOTHING: Final[Amounts] = (0, 0, 0, 0)
+UNSAID: Final[Amounts] = (-1, -1, -1, -1)
 
 REMAINING: Final[Mapping[str, int]] = {
     "anthropic-ratelimit-requests-remaining": 0,
@@ -96,18 +97,6 @@ class Capacity:
                 return DIMENSIONS[dimension]
         return None
 
-    def reservation(self, ask: Ask) -> Amounts:
-        """What to reserve for `ask`: all of it, or what fits an empty window.
-
-        So a request that asks for more than coach may ever use waits until nothing else runs,
-        rather than for ever; settling then books what it really used.
-        """
-        a, b, c, d = (
-            min(amount, limit) if limit else amount
-            for amount, limit in zip(ask.amounts, self.hard, strict=True)
-        )
-        return (a, b, c, d)
-
     def spent(self, ask: Ask, used: Ask) -> Amounts:
         """What a request that was sent has spent, however it ended.
 
@@ -119,22 +108,37 @@ class Capacity:
         a, b, c, d = used.amounts
         return (a, b, c, max(d, ask.input, ask.output) if self.quota[3] else d)
 
-    def least_spent(self, headers: Mapping[str, str]) -> Amounts:
-        """What must have been spent of the quota, given what the provider says is left.
+    def as_said(self, quota: Amounts | None) -> Capacity:
+        """With the quota that an operator said, where there is one."""
+        if quota is None:
+            return self
+        a, b, c, d = (said or own for said, own in zip(quota, self.quota, strict=True))
+        return attrs.evolve(self, quota=(a, b, c, d))
+
+    def left(self, headers: Mapping[str, str]) -> Amounts:
+        """What the provider says is left of the quota.
 
         Args:
           headers: of a response; names in lower case. Values that are no numbers are ignored.
 
         Returns:
-          Per limited dimension quota - remaining, at least 0; 0 where nothing was said.
+          Per dimension; -1 where nothing was said, or nothing is limited.
         """
-        least = list(NOTHING)
+        left = list(UNSAID)
         for name, dimension in REMAINING.items():
-            text, quota = headers.get(name, ""), self.quota[dimension]
-            if quota and text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX:
-                least[dimension] = max(0, quota - int(text))
-        a, b, c, d = least
+            text = headers.get(name, "")
+            is_number = text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX
+            if is_number and self.quota[dimension]:
+                left[dimension] = int(text)
+        a, b, c, d = left
         return (a, b, c, d)
+
+    def is_news(self, left: Amounts, spent: Amounts) -> bool:
+        """Whether less is left than there would be if only `spent` had been spent."""
+        return any(
+            0 <= now < quota - used
+            for now, quota, used in zip(left, self.quota, spent, strict=True)
+        )
 
     def used(self, spent: Amounts) -> dict[str, float]:
         """Shares of the quota per limited dimension."""
@@ -150,7 +154,7 @@ class Outlook:
     """What the line says about waiting."""
 
     head_s: float | None
-    """Until its head may go; None: when something is given back."""
+    """Until the next may go; None: when something is given back."""
     each_s: float
     """From one admission to the next."""
 

@@ -50,9 +50,9 @@ T = TypeVar("T")
 @cache
 def assembled(name: str) -> Script:
     """The script `name` behind the libraries it is written for."""
-    libraries = (
-        ("budget_window",) if name.startswith("limit_") else ("budget_window", "budget_line")
-    )
+    libraries: tuple[str, ...] = ("budget_window",)
+    if name.startswith("budget_"):
+        libraries += ("budget_quota", "budget_line")
     source = "\n".join(script(part).source for part in (*libraries, name))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
@@ -154,6 +154,8 @@ class Admitted:
 
     spent: Amounts
     """The window, this ticket's reservation included."""
+    quota: Amounts | None = None
+    """What an operator said that it is; None: what the settings say."""
 
 
 @attrs.frozen
@@ -174,14 +176,22 @@ class Full:
 
 
 @attrs.frozen
+class Refused:
+    """A ticket's input is more than the whole quota that an operator said."""
+
+    dimension: str
+
+
+@attrs.frozen
 class Passed:
     """What a look at the line brought."""
 
     outlook: Outlook
     is_mine: bool
-    """The head of the line is this worker's."""
+    """The next in line is this worker's."""
     wake_id: str
-    spent: Amounts
+    now: Admitted
+    """What those of `admitted` have got."""
     admitted: tuple[str, ...]
     positions: dict[str, int] | None
     """Where this worker's other tickets stand; None: not asked for."""
@@ -195,6 +205,8 @@ class Standing:
     gate_s: float
     waiting: tuple[int, int, int]
     """Per lane."""
+    quota: Amounts | None
+    """What an operator said that it is; None: what the settings say."""
 
 
 @attrs.frozen
@@ -207,6 +219,10 @@ class EndpointScripts:
     soft: Amounts
     worker_lease_s: float
     ticket_lease_s: float
+    is_bucket: bool = False
+    """Whether the quota is refilled continuously, rather than strict over any 60 s."""
+    lane_percents: tuple[int, int] = (0, 0)
+    """What the line keeps for submission and background while they wait."""
     ended_s: float = 10.0
     """How long a ticket is remembered after its end: longer than anything can be late."""
     _keys: tuple[str, ...] = attrs.field(init=False)
@@ -214,7 +230,7 @@ class EndpointScripts:
 
     @_keys.default
     def _all_keys(self) -> tuple[str, ...]:
-        names = ("spend", "line", "tickets", "leases", "wake")
+        names = ("spend", "line", "tickets", "leases", "wake", "shares", "quota")
         return tuple(f"{name}:{{{self.endpoint}}}" for name in names)
 
     @_args.default
@@ -223,7 +239,8 @@ class EndpointScripts:
             round(1000 * s) for s in (self.worker_lease_s, self.ticket_lease_s, self.ended_s)
         ]
         ttl_s = max(leases_ms) // 1000 + 120
-        return (_packed(self.hard), _packed(self.soft), _packed([*leases_ms, ttl_s]))
+        policy = _packed([int(self.is_bucket), *self.lane_percents])
+        return (_packed(self.hard), _packed(self.soft), _packed([*leases_ms, ttl_s]), policy)
 
     @property
     def wake_key(self) -> str:
@@ -231,28 +248,40 @@ class EndpointScripts:
         return self._keys[4]
 
     async def admit(
-        self, ticket: str, *, lane: int, reserved: Amounts, rank: str, line_max: int
-    ) -> Admitted | Queued | Full:
+        self,
+        ticket: str,
+        *,
+        lane: int,
+        ask: Amounts,
+        org: str,
+        weight: float,
+        rank: str,
+        line_max: int,
+    ) -> Admitted | Queued | Full | Refused:
         """See budget_admit.lua."""
-        reply = await self._run("admit", ticket, lane, _packed(reserved), rank, line_max)
+        reply = await self._run(
+            *("admit", ticket, lane, _packed(ask), org or "-", repr(weight), rank, line_max)
+        )
         match reply:
-            case [b"admitted", spent]:
-                return Admitted(_amounts(spent))
+            case [b"admitted", spent, quota]:
+                return Admitted(_amounts(spent), _amounts_said(quota))
             case [b"queued", rank_now, position, wait_ms, each_ms]:
                 return Queued(rank_now.decode(), position, _outlook(wait_ms, each_ms))
             case [b"full", length, wait_ms, each_ms]:
                 return Full(length, _outlook(wait_ms, each_ms))
+            case [b"too_large", dimension]:
+                return Refused(dimension.decode())
         raise RedisError(f"budget_admit: {reply!r}")
 
     async def look(self, worker: str, *, is_full: bool) -> Passed:
         """See budget_pass.lua."""
         reply = await self._run("pass", worker, int(is_full))
-        wait_ms, each_ms, is_mine, wake_id, spent, admitted, waiting, positions = reply
+        wait_ms, each_ms, is_mine, wake_id, spent, admitted, waiting, positions, quota = reply
         return Passed(
             outlook=_outlook(wait_ms, each_ms),
             is_mine=is_mine == 1,
             wake_id=wake_id.decode(),
-            spent=_amounts(spent),
+            now=Admitted(_amounts(spent), _amounts_said(quota)),
             admitted=tuple(ticket.decode() for ticket in admitted),
             positions=(
                 dict(zip(map(bytes.decode, waiting), positions, strict=True)) if is_full else None
@@ -267,14 +296,20 @@ class EndpointScripts:
         """See budget_renew.lua; at most 1,000 at a time."""
         await self._run("renew", *tickets)
 
-    async def correct(self, *, least: Amounts, closed_s: float) -> None:
+    async def correct(self, *, quota: Amounts, left: Amounts, closed_s: float) -> None:
         """See budget_correct.lua."""
-        await self._run("correct", _packed(least), round(min(closed_s, GATE_S_MAX) * 1000))
+        closed_ms = round(min(closed_s, GATE_S_MAX) * 1000)
+        await self._run("correct", _packed(quota), _packed(left), closed_ms)
 
     async def statistics(self) -> Standing:
         """See budget_statistics.lua."""
-        spent, gate_ms, a, b, c = await self._run("statistics")
-        return Standing(spent=_amounts(spent), gate_s=gate_ms / 1000, waiting=(a, b, c))
+        spent, gate_ms, a, b, c, quota = await self._run("statistics")
+        return Standing(
+            spent=_amounts(spent),
+            gate_s=gate_ms / 1000,
+            waiting=(a, b, c),
+            quota=_amounts_said(quota),
+        )
 
     async def _run(self, name: str, *args: str | int) -> Any:
         return await assembled(f"budget_{name}")(self.redis, self._keys, (*self._args, *args))
@@ -287,6 +322,10 @@ def _packed(amounts: Sequence[int]) -> str:
 def _amounts(text: bytes) -> Amounts:
     a, b, c, d = map(int, text.split())
     return (a, b, c, d)
+
+
+def _amounts_said(text: bytes) -> Amounts | None:
+    return _amounts(text) if text else None
 
 
 def _outlook(wait_ms: int, each_ms: int) -> Outlook:

@@ -15,8 +15,8 @@ import msgspec
 import structlog
 
 from ..budget import Ask
-from ..errors import Overloaded
-from ..providers import Block, ProviderError, estimate_tokens, judge_prompt
+from ..errors import Overloaded, TooLarge
+from ..providers import Block, ProviderError, closes_gate, estimate_tokens, hold_s, judge_prompt
 from ..store import RedisError
 from .answers import InvalidAnswer, check_answer
 from .ensemble import total
@@ -38,8 +38,6 @@ ANSWERS_MAX: Final = 2
 """The first one and its repair."""
 GATES_MAX: Final = 3
 """How often one request may meet a rate limit before the judge counts as away."""
-GATE_S: Final = 1.0
-"""How long a gate stays closed when the provider does not say."""
 GATE_S_MAX: Final = 5.0
 """A longer closing is waited for in the queue, not in a grader."""
 
@@ -47,7 +45,9 @@ Kind = Literal["away", "failed", "hopeless"]
 
 _KIND: Final[dict[str, Kind]] = {
     "rate_limited": "away",
+    "accelerated": "away",
     "overloaded": "away",
+    "spend_cap": "away",  # the operator's to mend, like "auth"
     "server_error": "away",
     "unreachable": "away",
     "auth": "away",  # the operator's to mend; essays wait until then
@@ -55,7 +55,12 @@ _KIND: Final[dict[str, Kind]] = {
     "too_long": "hopeless",
 }
 """By `ProviderError.kind`; every other one is `failed`."""
-_UNREAD: Final = frozenset(["rate_limited", "overloaded", "unreachable", "auth", "refused"])
+_UNREAD: Final = frozenset(
+    [
+        *("rate_limited", "accelerated", "overloaded", "spend_cap"),
+        *("unreachable", "auth", "refused"),
+    ]
+)
 """Kinds after which the provider charges nothing, since it never read the prompt."""
 
 
@@ -180,8 +185,7 @@ class Judge:
             try:
                 return await self._admitted(prompt, ask, spent, lane=lane, org=org)
             except ProviderError as error:
-                wait_s = GATE_S if error.retry_after_s is None else error.retry_after_s
-                may_wait = error.kind in ("rate_limited", "overloaded") and wait_s <= GATE_S_MAX
+                may_wait = closes_gate(error.kind) and (hold_s(error) or 0.0) <= GATE_S_MAX
                 if may_wait and gate < GATES_MAX:
                     continue  # the next admission waits until the gate opens
                 raise JudgeOut(
@@ -190,6 +194,8 @@ class Judge:
                     usage=total(spent.usages),
                     retry_after_s=error.retry_after_s,
                 ) from error
+            except TooLarge as error:
+                raise JudgeOut(str(error), "hopeless", usage=total(spent.usages)) from error
             except (Overloaded, RedisError) as error:
                 raise JudgeOut(
                     f"{self.name}: not admitted: {error}",
@@ -219,9 +225,8 @@ class Judge:
                     wasted = None
                     # … but for these: a request and no tokens, or (nobody heard it) nothing at all
                     used = None if error.kind == "unreachable" else Ask(input=0, output=0)
-                if error.kind in ("rate_limited", "overloaded"):
-                    wait_s = GATE_S if error.retry_after_s is None else error.retry_after_s
-                    admission.close_gate(wait_s)
+                if closes_gate(error.kind):
+                    admission.close_gate(hold_s(error) or 0.0)
                 raise
             finally:
                 if used is not None:

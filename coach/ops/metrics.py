@@ -162,7 +162,7 @@ budget_wait_seconds: Final = Histogram(
 )
 provider_refusals_total: Final = Counter(
     "coach_provider_refusals_total",
-    "Feedback requests that a provider refused: rate_limited (429) or overloaded (529).",
+    "Requests that a provider refused by a quota, its load, a spend cap or a bad key.",
     ["provider", "kind"],
 )
 worker_cpu: Final = Gauge(

@@ -7,7 +7,7 @@ synchronously, from the connection's reader task, with each piece as it arrives.
 
 from .circuit import Circuit, Leave, open_circuit
 from .exchange import ReceiverFailed
-from .failover import FirstTokens, is_fault, is_final
+from .failover import FirstTokens, closes_gate, hold_s, is_fault, is_final
 from .pool import Pool, PoolStatistics, open_pool, origin_of
 from .prompt import feedback_prompt, judge_prompt
 from .provider import Provider, open_provider
@@ -41,8 +41,10 @@ __all__ = [
     "Sink",
     "Unpooled",
     "Usage",
+    "closes_gate",
     "estimate_tokens",
     "feedback_prompt",
+    "hold_s",
     "is_fault",
     "is_final",
     "judge_prompt",

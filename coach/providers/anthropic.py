@@ -27,17 +27,28 @@ _KIND_OF_TYPE: Final[dict[str, ErrorKind]] = {
     "request_too_large": "too_long",
     "authentication_error": "auth",
     "permission_error": "auth",
-    "billing_error": "auth",
+    "billing_error": "spend_cap",
 }
 _KIND_OF_STATUS: Final[dict[int, ErrorKind]] = {
     401: "auth",
-    402: "auth",
+    402: "spend_cap",
     403: "auth",
     408: "server_error",
     413: "too_long",
     429: "rate_limited",
     529: "overloaded",
 }
+_SPENT_CODE: Final = "enforced_spend_limit_reached"
+"""`error.details.error_code` of the 429 that no quota is behind: the tier's monthly cap. It has no
+retry-after (docs, "Errors")."""
+_SPENT: Final = (
+    "specified api usage limits",  # a 400, for a limit that the operator has set
+    "specified workspace api usage limits",
+    "credit balance is too low",
+    "spend limit",
+)
+_ACCELERATED: Final = ("usage increase rate", "acceleration limit")
+"""How a 429 says that traffic grows too fast, whatever the quota (docs, "Rate limits")."""
 _TOO_LONG: Final = ("prompt is too long", "exceed context limit", "context window")
 """How a 400 says that the prompt does not fit; it has no error type of its own."""
 
@@ -63,6 +74,8 @@ class _Delta(msgspec.Struct):
 class _Error(msgspec.Struct):
     type: str = ""
     message: str = ""
+    details: Any = None
+    """An object with `error_code`, of some errors."""
 
     @property
     def words(self) -> str:
@@ -169,7 +182,11 @@ class _Answer(Answer):
             error = _error_body.decode(body).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             error = _Error()  # as from a proxy in between
-        return kind_of_response(status, error.type, error.message), error.words
+        details = error.details if isinstance(error.details, dict) else {}
+        kind = kind_of_response(
+            status, error.type, error.message, code=str(details.get("error_code", ""))
+        )
+        return kind, error.words
 
     def _retry_after_s(self, kind: ErrorKind) -> float | None:
         del kind
@@ -252,15 +269,21 @@ class AnthropicStream(_Answer, StreamedAnswer):
         # `ping`, `content_block_start` and `_stop`, and kinds that are still to be invented
 
 
-def kind_of_response(status: int, error_type: str, message: str) -> ErrorKind:
+def kind_of_response(status: int, error_type: str, message: str, *, code: str = "") -> ErrorKind:
     """What an error response means."""
+    words = message.lower()
+    if status in (400, 429):
+        if code == _SPENT_CODE or any(part in words for part in _SPENT):
+            return "spend_cap"
+        if status == 429 and any(part in words for part in _ACCELERATED):
+            return "accelerated"
     if status in _KIND_OF_STATUS:
         return _KIND_OF_STATUS[status]
     if error_type == "overloaded_error":
         return "overloaded"
     if status >= 500:
         return "server_error"
-    if any(words in message.lower() for words in _TOO_LONG):
+    if any(part in words for part in _TOO_LONG):
         return "too_long"
     return _KIND_OF_TYPE.get(error_type, "refused")
 

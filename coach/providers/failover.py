@@ -2,7 +2,7 @@
 
 - The same request goes elsewhere after every kind of fault but those in `FINAL`.
 - The kinds in `FAULTS` count against the endpoint; enough of them open its breaker.
-- After `rate_limited` and `overloaded` it is left alone for as long as it says.
+- After those in `CLOSING` it is left alone for as long as it says; after `spend_cap` for `SPENT_S`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ import math
 from collections import deque
 from typing import Final, final
 
-from .records import ErrorKind
+from .records import ErrorKind, ProviderError
 
 FINAL: Final[frozenset[ErrorKind]] = frozenset(("filtered", "too_long"))
 """About the text, not the provider: what was filtered is never taken elsewhere."""
 FAULTS: Final[frozenset[ErrorKind]] = frozenset(
-    ("overloaded", "server_error", "unreachable", "cut", "stalled", "malformed", "auth")
+    (
+        *("overloaded", "server_error", "unreachable", "cut", "stalled", "malformed"),
+        *("auth", "spend_cap"),
+    )
 )
-"""Not `rate_limited` (a quota that coach should have kept) nor `refused` (a request that only this
-provider does not take)."""
+"""Not `rate_limited` and `accelerated` (what coach should have kept to) nor `refused` (a request
+that only this provider does not take)."""
+CLOSING: Final[frozenset[ErrorKind]] = frozenset(("rate_limited", "accelerated", "overloaded"))
+"""The endpoint's gate closes for all workers."""
+GATE_S: Final = 1.0
+"""How long, where the provider does not say."""
+SPENT_S: Final = 300.0
+"""How long an endpoint whose money is spent is left alone, before one request tries again."""
 SAMPLES_MAX: Final = 256
 SAMPLES_MIN: Final = 32
 """Below so many answers nobody knows how long one takes."""
@@ -36,6 +45,18 @@ def is_final(kind: ErrorKind) -> bool:
 def is_fault(kind: ErrorKind) -> bool:
     """Whether it counts against the endpoint."""
     return kind in FAULTS
+
+
+def closes_gate(kind: ErrorKind) -> bool:
+    """Whether nobody may be sent to the endpoint for `hold_s`."""
+    return kind in CLOSING
+
+
+def hold_s(error: ProviderError) -> float | None:
+    """Seconds for which the endpoint is left alone; None: it may be asked at once."""
+    if error.kind == "spend_cap":
+        return error.retry_after_s or SPENT_S
+    return (error.retry_after_s or GATE_S) if error.kind in CLOSING else None
 
 
 @final

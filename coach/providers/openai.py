@@ -44,7 +44,7 @@ _KIND_OF_CODE: Final[dict[str, ErrorKind]] = {
     "rate_limit_error": "rate_limited",
     "tokens": "rate_limited",
     "requests": "rate_limited",
-    "slow_down": "overloaded",  # traffic that grows too fast, whatever the quota
+    "slow_down": "accelerated",  # traffic that grows too fast, whatever the quota
     "server_is_overloaded": "overloaded",
     "service_unavailable_error": "overloaded",
     "overloaded_error": "overloaded",
@@ -57,13 +57,13 @@ _KIND_OF_CODE: Final[dict[str, ErrorKind]] = {
     "content_filter": "filtered",
     "content_policy_violation": "filtered",
     "invalid_prompt": "filtered",  # a reasoning model's own filter
-    "insufficient_quota": "auth",
-    "credit_balance_exhausted": "auth",
-    "organization_spend_limit_exceeded": "auth",
-    "project_spend_limit_exceeded": "auth",
-    "organization_usage_limit_exceeded": "auth",
-    "billing_hard_limit_reached": "auth",
-    "billing_not_active": "auth",
+    "insufficient_quota": "spend_cap",
+    "credit_balance_exhausted": "spend_cap",
+    "organization_spend_limit_exceeded": "spend_cap",
+    "project_spend_limit_exceeded": "spend_cap",
+    "organization_usage_limit_exceeded": "spend_cap",
+    "billing_hard_limit_reached": "spend_cap",
+    "billing_not_active": "spend_cap",
     "account_deactivated": "auth",
     "invalid_api_key": "auth",
 }
@@ -71,7 +71,7 @@ _KIND_OF_CODE: Final[dict[str, ErrorKind]] = {
 only the operator can mend it."""
 _KIND_OF_STATUS: Final[dict[int, ErrorKind]] = {
     401: "auth",
-    402: "auth",
+    402: "spend_cap",
     403: "auth",
     408: "server_error",
     409: "server_error",

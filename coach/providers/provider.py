@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol, final
 from urllib.parse import urlsplit
 
+import structlog
 import trio
 
 from .. import config
 from ..errors import ConfigurationError
+from ..ops import metrics
 from .answer import Api, OnHeaders
 from .anthropic import Anthropic
 from .exchange import StreamError, StreamRequest
 from .openai import OpenAI
 from .pool import OpensStreams, origin_of
-from .records import Completion, Prompt, ProviderError, Sink
+from .records import Completion, ErrorKind, Prompt, ProviderError, Sink
 
+log = structlog.get_logger()
+
+REFUSALS: Final[frozenset[ErrorKind]] = frozenset(
+    ("rate_limited", "accelerated", "overloaded", "spend_cap", "auth")
+)
+"""Kinds that operators want to count: what coach is there to avoid, and what only they can mend."""
 END_S_MAX: Final = 1.0
 """For the end of a response whose answer is whole."""
 
@@ -98,25 +108,27 @@ class HttpProvider:
 
         request = self._request(self._api.body(prompt, self.model, stream=True), stream=True)
         answer = self._api.streamed(self.name, prompt, on_headers, sink, on_stop)
-        try:
-            async with self._pool.open_stream(request, answer) as stream:
-                with scope:
-                    await stream.wait_end()
-        except StreamError as error:
-            if not answer.stopped:
-                raise self._lost(error, tokens_shown=answer.tokens_shown) from error
-        return answer.completion()
+        with self._counted():
+            try:
+                async with self._pool.open_stream(request, answer) as stream:
+                    with scope:
+                        await stream.wait_end()
+            except StreamError as error:
+                if not answer.stopped:
+                    raise self._lost(error, tokens_shown=answer.tokens_shown) from error
+            return answer.completion()
 
     async def complete(self, prompt: Prompt, *, on_headers: OnHeaders | None = None) -> Completion:
         """See `Provider`."""
         request = self._request(self._api.body(prompt, self.model, stream=False), stream=False)
         answer = self._api.whole(self.name, prompt, on_headers)
-        try:
-            async with self._pool.open_stream(request, answer) as stream:
-                await stream.wait_end()
-        except StreamError as error:
-            raise self._lost(error, tokens_shown=False) from error
-        return answer.completion()
+        with self._counted():
+            try:
+                async with self._pool.open_stream(request, answer) as stream:
+                    await stream.wait_end()
+            except StreamError as error:
+                raise self._lost(error, tokens_shown=False) from error
+            return answer.completion()
 
     def check(self) -> None:
         """Raise ValueError if no request can be made of the settings."""
@@ -133,6 +145,18 @@ class HttpProvider:
             headers=self._api.headers(self._api_key, stream=stream),
             body=body,
         )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count refusals; money that is spent is said aloud, as nobody else can mend it."""
+        try:
+            yield
+        except ProviderError as error:
+            if error.kind in REFUSALS:
+                metrics.provider_refusals_total.labels(self.name, error.kind).inc()
+            if error.kind == "spend_cap":
+                log.error("spend_cap", provider=self.name, error=str(error))
+            raise
 
     def _lost(self, error: StreamError, *, tokens_shown: bool) -> ProviderError:
         return ProviderError(

@@ -18,7 +18,9 @@ TOKENS_AROUND: Final = 16
 Role = Literal["user", "assistant"]
 ErrorKind = Literal[
     "rate_limited",
+    "accelerated",
     "overloaded",
+    "spend_cap",
     "server_error",
     "unreachable",
     "cut",
@@ -114,8 +116,10 @@ class ProviderError(ProviderUnavailable):
 
     Args:
       message: one sentence for the operator's log; it may reach the student.
-      kind: `rate_limited`, `overloaded`, `server_error`, `unreachable` (no connection, or it was
-        lost before the answer began): elsewhere, or later. `cut` (ended without its end marker),
+      kind: `rate_limited` (a quota), `accelerated` (traffic that grows too fast for them),
+        `overloaded` (their load), `server_error`, `unreachable` (no connection, or it was lost
+        before the answer began): elsewhere, or later. `spend_cap` (the money is spent):
+        elsewhere, until the operator acts. `cut` (ended without its end marker),
         `stalled` (silence), `malformed`: begin again. `refused` (bad request), `too_long`,
         `filtered`, `auth`: the same request will fail again.
       provider: name of the endpoint.

@@ -17,7 +17,15 @@ from ..budget import Ask
 from ..errors import Forbidden, Overloaded, TooLarge
 from ..nurseries import open_plain_nursery
 from ..ops import metrics
-from ..providers import ProviderError, Usage, estimate_tokens, is_fault, is_final
+from ..providers import (
+    ProviderError,
+    Usage,
+    closes_gate,
+    estimate_tokens,
+    hold_s,
+    is_fault,
+    is_final,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,8 +41,6 @@ if TYPE_CHECKING:
 
 EXTENSIONS: Final = 8
 """How often a stalled answer's deadline is moved within it: it may come so much of it early."""
-GATE_S: Final = 1.0
-"""How long an endpoint is left alone where a refusing provider does not say."""
 SETTLE_S: Final = 0.25
 """How long a failed attempt's settlement lets the next one's admission go first."""
 RETRY_S: Final = 2.0
@@ -142,7 +148,7 @@ class Attempts:
         self._book = book
         self._stall_s = stall_s
         self._untried = len(routes)
-        self._failures: list[ProviderError | Overloaded] = []
+        self._failures: list[ProviderError | Overloaded | TooLarge] = []
         self._verdict: CoachError | None = None  # nobody will answer; the student was told
         self._moved_on = trio.Event()  # who has failed before may settle: see `_ask`
         self.spent: int | None = None
@@ -154,7 +160,7 @@ class Attempts:
         Those whose breaker lets nobody in are asked last: then there is nobody else.
 
         Raises:
-          ProviderError, Overloaded: nobody has; the first one's reason.
+          ProviderError, Overloaded: nobody has; the first one's reason that may pass.
           TooLarge, Forbidden: it is about the text, and asking elsewhere cannot mend it.
 
         Cancellation: the provider's stream is reset, its budget settled by what came.
@@ -211,7 +217,7 @@ class Attempts:
                     task_status.started(False)
                     with trio.move_on_after(SETTLE_S):
                         await moved_on.wait()
-        except Overloaded as error:
+        except (Overloaded, TooLarge) as error:
             self._failed(route, error)
             has_ended = self._verdict is not None
         finally:
@@ -250,12 +256,10 @@ class Attempts:
         except ProviderError as error:
             attempt.failed, attempt.refused = True, error.status is not None
             attempt.unread = attempt.usage is None and error.kind == "unreachable"
-            hold_s = None
-            if error.kind in {"rate_limited", "overloaded"}:
-                metrics.provider_refusals_total.labels(provider.name, error.kind).inc()
-                hold_s = error.retry_after_s or GATE_S
-                admission.close_gate(hold_s)
-            leave.failed(is_fault=is_fault(error.kind), hold_s=hold_s)
+            alone_s = hold_s(error)
+            if alone_s is not None and closes_gate(error.kind):
+                admission.close_gate(alone_s)
+            leave.failed(is_fault=is_fault(error.kind), hold_s=alone_s)
             self._failed(route, error)
         finally:
             self._settle(provider, attempt, attempt.used(ask, turn.text), admission)
@@ -269,15 +273,17 @@ class Attempts:
         last = self._failures[-1]
         return last.kind if isinstance(last, ProviderError) else last.code
 
-    def _failed(self, route: Route, error: ProviderError | Overloaded) -> None:
+    def _failed(self, route: Route, error: ProviderError | Overloaded | TooLarge) -> None:
         """Go on, or tell the student that there is nobody who could answer."""
         self._failures.append(error)
         if isinstance(error, ProviderError) and is_final(error.kind):
             self._verdict = _about_the_text(error)
         elif not self._untried:
             waits_s = [each.retry_after_s for each in self._failures]
-            self._verdict = self._failures[0]
-            self._verdict.retry_after_s = min(filter(None, waits_s), default=RETRY_S)
+            may_pass = [each for each in self._failures if not isinstance(each, TooLarge)]
+            self._verdict = (may_pass or self._failures)[0]
+            if may_pass:
+                self._verdict.retry_after_s = min(filter(None, waits_s), default=RETRY_S)
         else:
             metrics.failovers_total.labels(route.provider.name, self._reason).inc()
             return

@@ -95,14 +95,14 @@ async def spent(redis: Redis, endpoint: str) -> Window:
 async def line_of(redis: Redis, endpoint: str) -> list[str]:
     """The tickets in line, in order."""
     tickets = await redis.execute_command("ZRANGE", f"line:{{{endpoint}}}", 0, -1)
-    return [ticket.decode() for ticket in tickets]
+    return [ticket.decode().partition("|")[2] for ticket in tickets]
 
 
 async def tickets_of(redis: Redis, endpoint: str) -> dict[str, str]:
-    """Tickets and their states, without those that have ended."""
+    """Tickets and their states, without those that have ended or lapsed."""
     records = await redis.execute_command("HGETALL", f"tickets:{{{endpoint}}}")
     states = {ticket.decode(): value.split()[0].decode() for ticket, value in records.items()}
-    return {ticket: state for ticket, state in states.items() if state != "ended"}
+    return {ticket: state for ticket, state in states.items() if state not in {"ended", "lapsed"}}
 
 
 async def assert_nothing_left(

@@ -13,11 +13,12 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coach.budget.quota import DIMENSIONS, NOTHING, Amounts
+from coach.budget.quota import DIMENSIONS, NOTHING, UNSAID, Amounts
 from coach.budget.scripts import Admitted, EndpointScripts, Full, Queued
 from coach.store import Redis
 from tests.support.valkey import open_test_redis
 
+from .order import Order, Waiting
 from .support import Clock, assert_nothing_left, line_of, spent, tickets_of, use_clock
 
 pytestmark = pytest.mark.real_time
@@ -29,6 +30,7 @@ WINDOW_S = 61
 LINE_MAX = 6
 OUTPUT = DIMENSIONS.index("output")
 WORKERS = ("w1", "w2")
+PERCENTS = (20, 5)
 
 
 def scripts_on(redis: Redis, hard: Amounts = HARD, soft: Amounts = SOFT) -> EndpointScripts:
@@ -39,6 +41,7 @@ def scripts_on(redis: Redis, hard: Amounts = HARD, soft: Amounts = SOFT) -> Endp
         soft=soft,
         worker_lease_s=WORKER_LEASE_MS / 1000,
         ticket_lease_s=TICKET_LEASE_MS / 1000,
+        lane_percents=PERCENTS,
     )
 
 
@@ -56,20 +59,6 @@ class Running:
     """When its lease ends."""
 
 
-@attrs.define(order=True)
-class Waiting:
-    """A ticket in line; in its order."""
-
-    lane: int
-    arrival: int
-    ticket: str = attrs.field(order=False)
-    asked: Amounts = attrs.field(order=False)
-
-    @property
-    def worker(self) -> str:
-        return self.ticket.split(":")[0]
-
-
 @attrs.define
 class Model:
     """What the headers of budget_line.lua and budget_admit.lua promise, pacing aside."""
@@ -77,7 +66,7 @@ class Model:
     now_ms: int
     buckets: dict[int, list[int]] = attrs.field(factory=dict)
     running: dict[str, Running] = attrs.field(factory=dict)
-    line: list[Waiting] = attrs.field(factory=list)
+    line: Order = attrs.field(factory=lambda: Order(HARD, PERCENTS))
     workers: dict[str, int] = attrs.field(factory=dict)
     """Those with tickets in line -> when their leases end."""
     gate_ms: int = 0
@@ -107,10 +96,13 @@ class Model:
         for worker, end_ms in list(self.workers.items()):
             if end_ms <= self.now_ms:
                 del self.workers[worker]
-                self.line = [each for each in self.line if each.worker != worker]
+                for each in self.line:
+                    if each.worker == worker:
+                        self.line.leave(each)
         for name, ticket in list(self.running.items()):
             if ticket.lease_ms <= self.now_ms:
-                self.end(name, NOTHING)
+                requests, read, _, total = ticket.asked
+                self.end(name, (requests, read, 0, total))
 
     def has_room(self, asked: Amounts) -> bool:
         return all(
@@ -118,10 +110,10 @@ class Model:
             for limit, soft, total, more in zip(HARD, SOFT, self.sum, asked, strict=True)
         )
 
-    def may_go(self, head: Waiting) -> bool:
+    def may_go(self, head: Waiting, *, is_owed: bool) -> bool:
         limits = zip(HARD, SOFT, self.sum, head.asked, strict=True)
         return self.gate_ms <= self.now_ms and all(
-            limit == 0 or (total + more <= limit and (head.lane < 2 or total < soft))
+            limit == 0 or (total + more <= limit and (head.lane < 2 or is_owed or total < soft))
             for limit, soft, total, more in limits
         )
 
@@ -154,25 +146,24 @@ class Play:
         await clock.set(clock.now_ms)
         return cls(redis, clock, scripts_on(redis), Model(clock.now_ms))
 
-    async def ask(self, worker: str, lane: int, asked: Amounts) -> None:
+    async def ask(self, worker: str, lane: int, org: str, asked: Amounts) -> None:
         """A newcomer: the model knows whether it goes at once, waits, or is turned away."""
         self.count += 1
         name, model = f"{worker}:{self.count}", self.model
         reply = await self.scripts.admit(
-            name, lane=lane, reserved=asked, rank="", line_max=LINE_MAX
+            name, lane=lane, ask=asked, org=org, weight=1.0, rank="", line_max=LINE_MAX
         )
         model.begin()
-        if not model.line and model.gate_ms <= model.now_ms and model.has_room(asked):
+        if not len(model.line) and model.gate_ms <= model.now_ms and model.has_room(asked):
             model.admit(name, asked)
             assert reply == Admitted(model.sum)  # type: ignore[arg-type]  # four of them
         elif len(model.line) >= LINE_MAX:
             assert isinstance(reply, Full)
         else:
-            ticket = Waiting(lane, self.count, name, asked)
-            model.line = sorted([*model.line, ticket])
+            model.line.enter(name, lane, org, asked, self.count)
             model.workers[worker] = model.now_ms + WORKER_LEASE_MS
             assert isinstance(reply, Queued)
-            assert reply.position == model.line.index(ticket) + 1
+            assert reply.position == model.line.sequence().index(name) + 1
             await self.clock.advance(0.001)  # no two arrive in the same microsecond
             model.now_ms += 1
 
@@ -184,16 +175,21 @@ class Play:
             model.workers[worker] = model.now_ms + WORKER_LEASE_MS
         model.begin()
         for name in passed.admitted:
-            head = model.line.pop(0)
+            found = model.line.next()
+            assert found is not None
+            head, is_owed = found
             assert (head.ticket, head.worker) == (name, worker)
-            assert model.may_go(head)
+            assert model.may_go(head, is_owed=is_owed)
+            model.line.admit()
             model.admit(name, head.asked)
-        places = {each.ticket: at for at, each in enumerate(model.line, 1) if each.worker == worker}
+        mine = {each.ticket for each in model.line if each.worker == worker}
+        places = {name: at for at, name in enumerate(model.line.sequence(), 1) if name in mine}
         if is_full:
             assert passed.positions == places
             if not places:
                 model.workers.pop(worker, None)
-        assert passed.is_mine == bool(model.line and model.line[0].worker == worker)
+        following = model.line.next()
+        assert passed.is_mine == (following is not None and following[0].worker == worker)
         if passed.is_mine and passed.outlook.head_s == 0:
             pytest.fail("the head may go and does not")
         return passed.outlook.head_s if passed.is_mine else 1.0
@@ -209,8 +205,8 @@ class Play:
         used = NOTHING if share == 0 else amounts(ticket.asked[1], output)
         await self.scripts.settle(name, used)
         self.model.begin()
-        if name not in self.model.running:  # its lease had ended: charged now
-            self.model.spend(self.model.second, list(used))
+        if name not in self.model.running:  # it has lapsed: what it asked is charged already
+            self.model.spend(self.model.second, [0, 0, used[2], 0])
             return
         if used is not NOTHING:
             written_ms = ticket.at_ms + int(moment * (self.model.now_ms - ticket.at_ms))
@@ -223,7 +219,7 @@ class Play:
         self.model.now_ms += ms
 
     async def close(self, ms: int) -> None:
-        await self.scripts.correct(least=NOTHING, closed_s=ms / 1000)
+        await self.scripts.correct(quota=NOTHING, left=UNSAID, closed_s=ms / 1000)
         self.model.begin()
         self.model.gate_ms = max(self.model.gate_ms, self.model.now_ms + ms)
 
@@ -246,7 +242,7 @@ class Play:
     async def drain(self) -> None:
         """Everybody in line goes in the end, at the times that were promised."""
         limit_ms = self.model.now_ms + 3_600_000 + (len(self.model.line) + 2) * WINDOW_S * 1000
-        while self.model.line:
+        while len(self.model.line):
             assert self.model.now_ms < limit_ms
             wait_s = 1.0
             for worker in WORKERS:
@@ -275,6 +271,7 @@ newcomers = st.tuples(
     st.just("ask"),
     worker_names,
     st.integers(0, 2),
+    st.sampled_from("ab"),
     st.builds(amounts, few, few) | st.builds(amounts, few | many, few | many),
 )
 looks = st.tuples(st.just("look"), worker_names)
@@ -321,10 +318,10 @@ async def test_the_background_lane_goes_below_the_soft_share_only(tmp_path: Path
     """What is left above it is for those somebody waits for."""
     async with open_test_redis(tmp_path) as redis:
         scripts = scripts_on(redis)
-        admit = partial(scripts.admit, rank="", line_max=9)
-        await admit("w:large", reserved=amounts(1, 260), lane=0)
+        admit = partial(scripts.admit, org="o", weight=1.0, rank="", line_max=9)
+        await admit("w:large", ask=amounts(1, 260), lane=0)
         for ticket, lane in (("w:background", 2), ("w:submission", 1)):
-            assert isinstance(await admit(ticket, reserved=amounts(1, 5), lane=lane), Queued)
+            assert isinstance(await admit(ticket, ask=amounts(1, 5), lane=lane), Queued)
         assert (await scripts.look("w", is_full=True)).admitted == ("w:submission",)
         passed = await scripts.look("w", is_full=True)
         assert (passed.admitted, passed.outlook.head_s) == ((), None)
@@ -342,7 +339,9 @@ async def overload(
         while len(await line_of(redis, "e")) < 3:
             count += 1
             if isinstance(
-                await scripts.admit(f"w:{count}", lane=0, reserved=asked, rank="", line_max=9),
+                await scripts.admit(
+                    f"w:{count}", lane=0, ask=asked, org="o", weight=1.0, rank="", line_max=9
+                ),
                 Admitted,
             ):
                 admitted.append(clock.now_ms - begun_ms)
@@ -385,7 +384,9 @@ async def test_one_that_used_far_more_than_it_asked_holds_others_up_for_a_window
     async with open_test_redis(tmp_path) as redis:
         clock, scripts = Clock(redis), scripts_on(redis)
         await clock.set(clock.now_ms)
-        admit = partial(scripts.admit, rank="", line_max=9, reserved=amounts(1, 300), lane=0)
+        admit = partial(
+            scripts.admit, org="o", weight=1.0, rank="", line_max=9, ask=amounts(1, 300), lane=0
+        )
         await admit("w:1")
         await admit("w:2")
         await scripts.settle("w:1", NOTHING)
@@ -410,10 +411,10 @@ async def test_clock_set_back_heals(
     async with open_test_redis(tmp_path) as redis:
         clock, scripts = Clock(redis), scripts_on(redis)
         await clock.set(clock.now_ms)
-        admit = partial(scripts.admit, rank="", line_max=9, lane=0)
-        await admit("w:1", reserved=amounts(500, 100))
+        admit = partial(scripts.admit, org="o", weight=1.0, rank="", line_max=9, lane=0)
+        await admit("w:1", ask=amounts(500, 100))
         await clock.advance(10)
-        await admit("w:2", reserved=amounts(200, 50))
+        await admit("w:2", ask=amounts(200, 50))
         await clock.advance(-back_s)
         await scripts.statistics()
         assert (await spent(redis, "e")).sum[:3] == (2, 700, 150)
@@ -421,7 +422,7 @@ async def test_clock_set_back_heals(
         assert (await spent(redis, "e")).sum[:3] == (2, 600, 60)
         await scripts.settle("w:2", NOTHING)
         assert (await spent(redis, "e")).sum[:3] == (1, 400, 10)
-        await admit("w:3", reserved=amounts(1, 1))
+        await admit("w:3", ask=amounts(1, 1))
         await scripts.settle("w:3", amounts(1, 1))
         await clock.advance(WINDOW_S + (back_s if back_s < WINDOW_S else 0) + 1)
         await scripts.statistics()
@@ -436,7 +437,9 @@ async def test_leases_are_prolonged_though_they_have_just_ended(
     async with open_test_redis(tmp_path) as redis:
         clock, scripts = Clock(redis), scripts_on(redis)
         await clock.set(clock.now_ms)
-        await scripts.admit("w:1", reserved=amounts(5, 5), rank="", line_max=9, lane=0)
+        await scripts.admit(
+            "w:1", ask=amounts(5, 5), org="o", weight=1.0, rank="", line_max=9, lane=0
+        )
         await clock.advance(TICKET_LEASE_MS / 1000 + 1)
         await scripts.renew(["w:1", "w:2"])
         assert await tickets_of(redis, "e") == {"w:1": "admitted"}
@@ -447,12 +450,12 @@ async def test_repeating_a_script_changes_nothing(tmp_path: Path) -> None:
     """After a lost connection each may be run again; what has ended cannot be revived."""
     async with open_test_redis(tmp_path) as redis:
         scripts = scripts_on(redis)
-        admit = partial(scripts.admit, rank="", line_max=9, lane=0)
+        admit = partial(scripts.admit, org="o", weight=1.0, rank="", line_max=9, lane=0)
         for _ in range(3):
-            assert isinstance(await admit("w:1", reserved=amounts(5, 300)), Admitted)
+            assert isinstance(await admit("w:1", ask=amounts(5, 300)), Admitted)
             assert (await spent(redis, "e")).sum[:3] == (1, 5, 300)
         for _ in range(3):
-            reply = await admit("w:2", reserved=amounts(5, 300))
+            reply = await admit("w:2", ask=amounts(5, 300))
             assert isinstance(reply, Queued)
             assert reply.position == 1
         for _ in range(3):
@@ -462,5 +465,5 @@ async def test_repeating_a_script_changes_nothing(tmp_path: Path) -> None:
             await assert_nothing_left(redis, "e", used=(1, 4, 3, 7))
         for ticket in ("w:1", "w:2", "w:3"):
             with pytest.raises(Exception, match="ended"):
-                await admit(ticket, reserved=amounts(5, 5))
+                await admit(ticket, ask=amounts(5, 5))
         await assert_nothing_left(redis, "e", used=(1, 4, 3, 7))

@@ -14,13 +14,13 @@ import trio.lowlevel
 from trio.testing import MockClock
 
 from coach.budget.loop import LATE_S_MAX, LOOK_S_MIN, PLACES_S, Line, Ticket
-from coach.budget.quota import NOTHING, Amounts, Outlook
+from coach.budget.quota import NOTHING, Outlook
 from coach.budget.scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued
 from coach.errors import Overloaded
 from coach.store import ConnectionLost, NotSent, Redis
 
 LEASE_S, WAIT_S = 3.0, 5.0
-SPENT: Amounts = (1, 2, 3, 5)
+SPENT = Admitted((1, 2, 3, 5))
 
 
 @attrs.define(eq=False)
@@ -67,7 +67,7 @@ class Scripted:
             outlook=self.outlook,
             is_mine=self.is_mine,
             wake_id=f"{self._entry}-0",
-            spent=SPENT,
+            now=SPENT,
             admitted=admitted,
             positions=dict(self.positions) if is_full else None,
         )
@@ -116,11 +116,13 @@ class Waiter:
     told: list[tuple[float, int, float]] = attrs.field(factory=list)
     """(when, position, ETA)."""
     ended_s: float | None = None
-    result: Amounts | Overloaded | None = None
+    result: Admitted | Overloaded | None = None
 
     async def run(self) -> None:
         await trio.lowlevel.checkpoint()
-        ticket = Ticket(id=self.name, lane=0, reserved=NOTHING, on_position=self._note)
+        ticket = Ticket(
+            id=self.name, lane=0, ask=NOTHING, org="o", weight=1.0, on_position=self._note
+        )
         self.scripted.positions[self.name] = self.position
         queued = Queued(f"rank of {self.name}", self.position, self.scripted.outlook)
         try:
@@ -142,9 +144,13 @@ def start(nursery: trio.Nursery, waiters: Sequence[Waiter]) -> None:
     ("is_mine", "head_s", "expected"),
     [
         (True, 0.25, [0, 0.25, 0.5, 0.75]),  # the head may go then
-        (True, None, [0, 1, 2, 3]),  # something has to be given back; a third of the lease
-        (True, 900.0, [0, 1, 2, 3]),  # a closed gate
-        (False, 0.25, [0, 1, 2, 3]),  # its owner looks
+        (
+            True,
+            None,
+            [0, 0.75, 1.5, 2.25],
+        ),  # something has to be given back; a quarter of the lease
+        (True, 900.0, [0, 0.75, 1.5, 2.25]),  # a closed gate
+        (False, 0.25, [0, 0.75, 1.5, 2.25]),  # its owner looks
     ],
 )
 async def test_sleeps_until_there_may_be_something_to_do(
@@ -167,7 +173,7 @@ async def test_wakes_for_itself_only() -> None:
         await trio.sleep(0.4)
         scripted.wake("neighbour")
         await trio.sleep(0.2)
-        assert scripted.sleeps == [1000, 600]
+        assert scripted.sleeps == [750, 350]
         scripted.admits = ["a"]
         scripted.wake()
         await trio.lowlevel.checkpoint()
@@ -239,7 +245,7 @@ async def test_who_is_not_in_line_any_more_comes_back_to_the_same_place() -> Non
         start(nursery, list(waiters.values()))
         await trio.sleep(0.5)
         scripted.positions.clear()
-        scripted.back = [Admitted(SPENT), Queued("rank", 2, Outlook(None, 1.0)), full]
+        scripted.back = [SPENT, Queued("rank", 2, Outlook(None, 1.0)), full]
         await trio.sleep(1)
         scripted.positions = {name: 2 for name, _ in scripted.found[1:2]}
         assert sorted(scripted.found) == [(name, f"rank of {name}") for name in "abc"]
@@ -287,8 +293,8 @@ async def test_a_sleep_that_redis_does_not_end_is_ended() -> None:
     scripted = Scripted(sleeps_hang=True)
     async with open_line(scripted) as line, trio.open_nursery() as nursery:
         start(nursery, [Waiter(line, scripted, "a")])
-        await trio.sleep(3)
-        late_s = LEASE_S / 3 + LATE_S_MAX
+        await trio.sleep(2.5)
+        late_s = LEASE_S / 4 + LATE_S_MAX
         assert [at for at, _ in scripted.looks_s] == pytest.approx([0, late_s, 2 * late_s])
         nursery.cancel_scope.cancel()
 
@@ -320,12 +326,12 @@ async def test_errors_are_survived_and_a_lost_admission_is_found() -> None:
     async with open_line(scripted) as line, trio.open_nursery() as nursery:
         waiter = Waiter(line, scripted, "a")
         start(nursery, [waiter])
-        await trio.sleep(0.99)
+        await trio.sleep(0.74)
         scripted.error = ConnectionLost("no answer")
         await trio.sleep(0.03)
         scripted.error = None
         scripted.positions.clear()
-        scripted.back = [Admitted(SPENT)]
+        scripted.back = [SPENT]
         await trio.sleep(RETRY_S)
         assert waiter.result == SPENT
         assert [is_full for _, is_full in scripted.looks_s] == [True, True, True]

@@ -7,22 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coach import config
-from coach.budget.quota import DIMENSIONS, NOTHING, Ask, Capacity, Outlook, Told
+from coach.budget.quota import DIMENSIONS, NOTHING, UNSAID, Ask, Capacity, Outlook, Told
 
 ANTHROPIC = config.Quota(
     requests_per_minute=100, input_tokens_per_minute=10_000, output_tokens_per_minute=2_000
 )
 OPENAI = config.Quota(requests_per_minute=100, tokens_per_minute=10_000)
-
-limits = st.none() | st.integers(1, 10**7)
-quotas = st.builds(
-    config.Quota,
-    requests_per_minute=limits,
-    input_tokens_per_minute=limits,
-    output_tokens_per_minute=limits,
-    tokens_per_minute=limits,
-)
-asks = st.builds(Ask, st.integers(0, 10**6), st.integers(0, 10**6))
 
 
 def capacity(quota: config.Quota) -> Capacity:
@@ -37,16 +27,6 @@ def test_shares_of_a_quota() -> None:
     assert shares.soft == (80, 0, 0, 8_000)
 
 
-@given(quotas, asks)
-def test_reservation_fits_an_empty_window(quota: config.Quota, ask: Ask) -> None:
-    """So whatever is not refused at once goes some time."""
-    shares = capacity(quota)
-    for reserved, amount, hard in zip(
-        shares.reservation(ask), ask.amounts, shares.hard, strict=True
-    ):
-        assert reserved == amount or 0 < hard == reserved < amount
-
-
 def test_only_input_beyond_the_whole_quota_is_impossible() -> None:
     """Between hard share and quota it waits for an empty window; output is a bound, not a fact."""
     assert capacity(ANTHROPIC).refuses(Ask(10_001, 1)) == "input"
@@ -57,7 +37,7 @@ def test_only_input_beyond_the_whole_quota_is_impossible() -> None:
 
 
 def test_headers_say_what_others_have_spent() -> None:
-    """Limit less remaining, of the configured quota, per dimension that it limits."""
+    """What is left, per dimension that the quota limits; it is news where coach knows of less."""
     headers = {
         "anthropic-ratelimit-requests-limit": "100",
         "anthropic-ratelimit-requests-remaining": "93",
@@ -65,8 +45,21 @@ def test_headers_say_what_others_have_spent() -> None:
         "anthropic-ratelimit-output-tokens-remaining": "0",
         "anthropic-ratelimit-tokens-remaining": "1",
     }
-    assert capacity(ANTHROPIC).least_spent(headers) == (7, 0, 2_000, 0)
-    assert capacity(OPENAI).least_spent({"x-ratelimit-remaining-tokens": "1"}) == (0, 0, 0, 9_999)
+    shares = capacity(ANTHROPIC)
+    left = shares.left(headers)
+    assert left == (93, 12_000, 0, -1)
+    assert shares.is_news(left, (7, 0, 1_999, 0))
+    assert not shares.is_news(left, (7, 0, 2_000, 0))
+    assert capacity(OPENAI).left({"x-ratelimit-remaining-tokens": "1"}) == (-1, -1, -1, 1)
+
+
+def test_an_operators_word_counts_where_it_says_something() -> None:
+    """What it does not limit stays as it is configured."""
+    said = capacity(OPENAI).as_said((50, 0, 0, 0))
+    assert said.quota == (50, 0, 0, 10_000)
+    assert not said.is_news((40, -1, -1, -1), (10, 0, 0, 0))
+    assert said.is_news((39, -1, -1, -1), (10, 0, 0, 0))
+    assert capacity(OPENAI).as_said(None) == capacity(OPENAI)
 
 
 @given(
@@ -76,21 +69,21 @@ def test_headers_say_what_others_have_spent() -> None:
     )
 )
 def test_any_header_text_is_harmless(headers: dict[str, str]) -> None:
-    """What a provider sends is between nothing and the quota, or ignored."""
-    shares = capacity(OPENAI)
-    for least, quota in zip(shares.least_spent(headers), shares.quota, strict=True):
-        assert 0 <= least <= quota
+    """What a provider sends is a number of decimal digits, or ignored."""
+    assert all(-1 <= left < 10**12 for left in capacity(OPENAI).left(headers))
 
 
 def test_a_number_of_thousands_of_digits_is_harmless() -> None:
     """Python refuses to read one, with an error that must not end an answer."""
     headers = {"x-ratelimit-remaining-tokens": "9" * 5_000}
-    assert capacity(OPENAI).least_spent(headers) == NOTHING
+    assert capacity(OPENAI).left(headers) == UNSAID
 
 
 def test_no_header_no_correction() -> None:
     """Silence changes nothing."""
-    assert capacity(ANTHROPIC).least_spent({}) == NOTHING
+    shares = capacity(ANTHROPIC)
+    assert shares.left({}) == UNSAID
+    assert not shares.is_news(UNSAID, NOTHING)
 
 
 def test_shares_used() -> None:

@@ -332,7 +332,7 @@ def test_error_object_in_a_200() -> None:
     ("error", "kind"),
     [
         ({"type": "rate_limit_error", "code": "rate_limit_exceeded"}, "rate_limited"),
-        ({"type": "insufficient_quota", "code": "insufficient_quota"}, "auth"),
+        ({"type": "insufficient_quota", "code": "insufficient_quota"}, "spend_cap"),
         ({"code": "content_filter", "message": "no"}, "filtered"),
         ({"code": 502, "message": "Provider disconnected"}, "server_error"),
         ({"code": 429, "message": "slowly"}, "rate_limited"),
@@ -426,10 +426,10 @@ LONG = "This model's maximum context length is 8 tokens. However, your messages 
         (429, error_body("tokens", "rate_limit_exceeded"), "rate_limited"),
         (429, error_body("requests", "rate_limit_exceeded"), "rate_limited"),
         (429, error_body("tokens", "rate_limit_exceeded", "Request too large for m"), "too_long"),
-        (429, error_body("insufficient_quota", "insufficient_quota"), "auth"),
-        (429, error_body("insufficient_quota", "project_spend_limit_exceeded"), "auth"),
-        (429, error_body("insufficient_quota", "a_code_of_times_to_come"), "auth"),
-        (429, error_body("rate_limit_error", "slow_down"), "overloaded"),
+        (429, error_body("insufficient_quota", "insufficient_quota"), "spend_cap"),
+        (429, error_body("insufficient_quota", "project_spend_limit_exceeded"), "spend_cap"),
+        (429, error_body("insufficient_quota", "a_code_of_times_to_come"), "spend_cap"),
+        (429, error_body("rate_limit_error", "slow_down"), "accelerated"),
         (429, b"", "rate_limited"),
         (400, error_body(INVALID, "context_length_exceeded", LONG), "too_long"),
         (400, error_body(INVALID, "string_above_max_length"), "too_long"),
@@ -445,11 +445,11 @@ LONG = "This model's maximum context length is 8 tokens. However, your messages 
         (404, error_body(INVALID, "model_not_found"), "refused"),
         (422, b'{"detail": [{"loc": ["body"]}]}', "refused"),
         (401, error_body(INVALID, "invalid_api_key"), "auth"),
-        (402, error_body(None, 402, "Insufficient Balance"), "auth"),
+        (402, error_body(None, 402, "Insufficient Balance"), "spend_cap"),
         (403, error_body("request_forbidden", "unsupported_country_region_territory"), "auth"),
         (500, error_body("server_error", None), "server_error"),
         (503, error_body("service_unavailable_error", "server_is_overloaded"), "overloaded"),
-        (503, error_body("server_error", "slow_down"), "overloaded"),
+        (503, error_body("server_error", "slow_down"), "accelerated"),
         (503, error_body(None, None, "The engine is currently overloaded"), "overloaded"),
         (503, b"upstream connect error", "server_error"),
         (502, b"<html>no", "server_error"),
@@ -485,7 +485,7 @@ async def test_insufficient_quota_is_not_to_be_waited_for() -> None:
         )
     )
     error, _ = await fails(peer)
-    assert (error.kind, error.retry_after_s) == ("auth", None)
+    assert (error.kind, error.retry_after_s) == ("spend_cap", None)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from coach.budget import Ask
 from coach.errors import ProviderUnavailable
 from coach.providers import Completion, FirstTokens, Prompt, ProviderError, Sink, Usage
+from coach.providers.failover import GATE_S
 from coach.session import Pacer, wire
-from coach.session.attempts import GATE_S, Attempt
+from coach.session.attempts import Attempt
 from coach.session.turn import Interrupted, Turn, TurnCancelled
 from tests.support.cancels import cancel_at_step
 

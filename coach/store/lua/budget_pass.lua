@@ -1,26 +1,27 @@
 --[[
 budget_pass.lua: a worker with tickets in line shows that it lives, admits those of its tickets that
-may go now, and learns where the others stand. Behind budget_line.lua, which has KEYS and ARGV[1..3].
+may go now, and learns where the others stand. Behind budget_line.lua, which has KEYS and ARGV[1..4].
 
-ARGV[4]  worker
-ARGV[5]  is_full  1: say also where the others stand; 0: only who may go
+ARGV[5]  worker
+ARGV[6]  is_full  1: say also where the others stand; 0: only who may go
 
-Returns  {wait_ms, each_ms, is_mine, wake_id, sum, admitted, waiting, positions}
-         wait_ms    until the head of the line may go; -1: when something is given back
+Returns  {wait_ms, each_ms, is_mine, wake_id, sum, admitted, waiting, positions, quota}
+         wait_ms    until the next in line may go; -1: when something is given back
          each_ms    from one admission to the next, roughly
-         is_mine    1: the head is this worker's; 0: another's, or nobody waits
+         is_mine    1: the next is this worker's; 0: another's, or nobody waits
          wake_id    last entry of the wake stream, to read on from
          sum        the window as it is now, "a b c d"
          admitted   this worker's tickets that may go, in order
          waiting, positions  this worker's tickets still in line, and their places from 1; empty
                     unless is_full
+         quota      what an operator said it is, "a b c d"; "" where nobody did
 Errors   COACH_BADARG <name>. Nothing has been written.
 
-In order: a head that cannot go, or is another worker's, holds up all behind it. The owner of a head
-that comes up is woken through the stream, so that a worker admits only its own.
+In order: a ticket that is next and cannot go, or is another worker's, holds up all behind it. The
+owner of one that comes up is woken through the stream, so that a worker admits only its own.
 Cost     O(admissions); O(length of the line) when is_full
 ]]
-local worker, is_full = ARGV[4], ARGV[5] == "1"
+local worker, is_full = ARGV[5], ARGV[6] == "1"
 if worker == nil or worker == "" then
   return redis.error_reply("COACH_BADARG worker")
 end
@@ -33,28 +34,25 @@ end
 begin()
 
 local admitted, wait, each, is_mine = {}, 0, 0, 0
-local rates, credit = {}, nil
+local credit = nil
 while #admitted < PASS_MAX do
-  local head = head_of_line()
-  local record = head and read_ticket(head)
-  if not record then
+  local ticket, record, is_soft = next_in_line()
+  if not ticket then
     is_mine = 0
     break
   end
-  for d = 1, DIMENSIONS do
-    rates[d] = rate_of(d)
-  end
+  local rates = rates_now()
   credit = credit or credit_now(rates)
-  is_mine = owner_of(head) == worker and 1 or 0
-  wait, each = wait_ms(record, rates, credit), each_ms(record.ask)
+  is_mine = owner_of(ticket) == worker and 1 or 0
+  wait, each = wait_ms(fitting(record.ask), is_soft, rates, credit), each_ms(record.ask)
   if is_mine == 0 or wait ~= 0 then
     break
   end
-  admit(head, record.lane, record.ask)
+  admit_next(ticket, record)
   for d = 1, DIMENSIONS do
     credit[d] = credit[d] - record.ask[d]
   end
-  admitted[#admitted + 1] = head
+  admitted[#admitted + 1] = ticket
 end
 if #admitted > 0 then
   write_credit(now_ms, credit)
@@ -62,10 +60,17 @@ end
 
 local waiting, positions = {}, {}
 if is_full then
-  for at, ticket in ipairs(redis.call("ZRANGE", line_key, 0, -1)) do
+  local place, lane, before = places(), 0, 0
+  local behind = count_of(0)
+  for at, member in ipairs(redis.call("ZRANGE", line_key, 0, -1)) do
+    while at > behind do
+      lane, before = lane + 1, behind
+      behind = behind + count_of(lane)
+    end
+    local ticket = ticket_of(member)
     if owner_of(ticket) == worker then
       waiting[#waiting + 1] = ticket
-      positions[#positions + 1] = at
+      positions[#positions + 1] = place(lane, at - 1 - before)
     end
   end
   if #waiting == 0 then
@@ -74,4 +79,7 @@ if is_full then
 end
 finish(worker)
 local last = redis.call("XREVRANGE", wake_key, "+", "-", "COUNT", 1)[1]
-return { wait, each, is_mine, last and last[1] or "0-0", packed(window.sum), admitted, waiting, positions }
+local quota = quota_said and packed(quota_said) or ""
+return {
+  wait, each, is_mine, last and last[1] or "0-0", packed(window.sum), admitted, waiting, positions, quota,
+}
