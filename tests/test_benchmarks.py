@@ -1,4 +1,4 @@
-"""scripts/bench/relay: its clients count every event, and its figures are what was measured."""
+"""scripts/bench: the clients count every event, and the figures are what was measured."""
 
 from __future__ import annotations
 
@@ -111,6 +111,31 @@ def test_a_process_that_has_ended_is_named() -> None:
     for reading in (cpu_s, children, resident_bytes):
         with pytest.raises(ProcessEnded, match=str(ended.pid)):
             reading(ended.pid)
+
+
+def test_the_queues_table_has_a_line_for_each_lane_and_medians_of_the_runs() -> None:
+    from queue_run import fairness_lines, markdown, rows_of
+
+    runs: list[dict[str, Any]] = [
+        {
+            "of": "coach",
+            "idle": {"interactive": [1.0, 2.0, 3.0 * slow], "background": [1.0]},
+            "overload": {"interactive": [150.0]},
+            "throughput": {"done_per_s": 1_000.0 * slow, "handed_in_per_s": 100.0},
+            "fairness": {"a": 0.5 + slow / 100, "b": 0.5 - slow / 100},
+        }
+        for slow in (1, 2, 9)
+    ]
+    assert rows_of(runs) == [
+        ("coach, interactive", "2.0 / 6.0", "150 / 150", "2,000", "100"),
+        ("coach, background", "1.0 / 1.0", "none", "", ""),
+    ]
+    alone = rows_of([{"of": "arq", "throughput": {"done_per_s": 3.0, "handed_in_per_s": 4.0}}])
+    assert alone == [("arq", "", "", "3", "4")]
+    assert markdown(alone).splitlines()[-1] == "| arq |  |  | 3 | 4 |"
+    (line,) = fairness_lines(runs)
+    assert line.endswith("a 51.0–59.0 %, b 41.0–49.0 %")
+    assert fairness_lines([{"of": "arq"}]) == []
 
 
 def test_the_end_of_a_log_is_one_line(tmp_path: Path) -> None:

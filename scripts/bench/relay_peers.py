@@ -76,7 +76,7 @@ def prepare(peer: str) -> None:
     if peer == "fastapi":
         listed = SOURCES / "requirements.txt"
         pip = [str(CACHE / peer / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-        _install(
+        install(
             peer,
             listed,
             [sys.executable, "-m", "venv", "--clear", "."],
@@ -87,15 +87,20 @@ def prepare(peer: str) -> None:
             if shutil.which(tool) is None:
                 raise PeerMissing(f"there is no {tool} on this machine")
         npm = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]
-        _install(peer, SOURCES / "package.json", npm)
+        install(peer, SOURCES / "package.json", npm)
 
 
-def _install(peer: str, listed: Path, *commands: list[str]) -> None:
+def install(peer: str, listed: Path, *commands: list[str]) -> None:
+    """Run commands in a folder of the peer's own, once for each state of the list.
+
+    Raises:
+      PeerMissing: one fails.
+    """
     folder, made_of = CACHE / peer, CACHE / f"{peer}.made-of"
     wanted = hashlib.sha256(listed.read_bytes() + sys.prefix.encode()).hexdigest()
     if made_of.exists() and made_of.read_text() == wanted:
         return
-    print(f"relay: installing what the {peer} relay needs; once …", file=sys.stderr)
+    print(f"installing what {peer} needs; once …", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(listed, folder)
     for command in commands:
