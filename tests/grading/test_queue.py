@@ -528,6 +528,18 @@ async def test_who_claims_while_more_wait_leaves_a_marker_for_the_next(tmp_path:
         assert not await queue.wait(0, LANES, at_most_s=0.05)
 
 
+async def test_who_finds_a_lost_lease_of_a_lane_it_does_not_serve_wakes_those_who_do(
+    tmp_path: Path,
+) -> None:
+    async with open_test_queue(tmp_path) as (queue, redis):
+        await queue.submit(essay(lane="interactive"))
+        await take(queue)
+        await redis.execute_command("ZADD", "queue:{0}:leased", 1, "s1")
+        assert await queue.claim(0, LANES[1:]) is None
+        assert await broken_invariants(redis) == []
+        assert await queue.wait(0, LANES[:1], at_most_s=0.5)
+
+
 async def test_a_marker_that_died_with_its_grader_is_replaced(tmp_path: Path) -> None:
     async with open_test_queue(tmp_path) as (queue, redis):
         await queue.submit(essay())

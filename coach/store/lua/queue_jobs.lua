@@ -118,7 +118,11 @@ local function mode_of(lane)
   return redis.call("HGET", control, "mode:" .. lane)
 end
 
+-- Call one more of the lane's graders, unless it is paused.
 local function wake(lane)
+  if mode_of(lane) == "paused" then
+    return
+  end
   if redis.call("LLEN", KEYS[MARKERS + lane]) < MARKERS_MAX then
     redis.call("LPUSH", KEYS[MARKERS + lane], "1")
   end
@@ -191,6 +195,7 @@ local function promote(count_max, retry_per_s, retry_burst)
     redis.call("ZREM", leased, id)
     write_job(job)
     make_ready(job)
+    wake(job.lane) -- its graders may be others than who found it
     note("lost", job.lane)
   end
   local lease = redis.call("ZRANGE", leased, 0, 0, "WITHSCORES")
@@ -216,6 +221,7 @@ local function promote(count_max, retry_per_s, retry_burst)
     local job = read_job(id)
     redis.call("ZREM", delayed, id)
     make_ready(job)
+    wake(job.lane)
     note("retried", job.lane)
   end
   if #due > 0 then

@@ -21,5 +21,6 @@ else
   redis.call("HSET", control, "mode:" .. lane, mode)
 end
 tidy_markers(lane, mode == "paused")
+wake(lane) -- also where nothing is ready: who sleeps is to learn when a retry is due
 local low, high = ranks_of(lane)
 return redis.call("ZCOUNT", open, low, high)

@@ -12,7 +12,5 @@ if not job then
 end
 redis.call("ZREM", leased, job.id)
 make_ready(job)
-if mode_of(job.lane) ~= "paused" then
-  wake(job.lane)
-end
+wake(job.lane)
 return 1

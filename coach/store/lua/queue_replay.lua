@@ -57,7 +57,5 @@ redis.call("ZREM", dead, id)
 redis.call("ZREM", delayed, id)
 make_ready(job)
 note("replayed", job.lane)
-if mode_of(job.lane) ~= "paused" then
-  wake(job.lane)
-end
+wake(job.lane)
 return was

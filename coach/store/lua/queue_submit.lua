@@ -89,7 +89,5 @@ write_job(job)
 make_ready(job)
 redis.call("ZADD", open, int(lane * LANE + job.arrival), id)
 note("submitted", lane)
-if mode_of(lane) ~= "paused" then
-  wake(lane)
-end
+wake(lane)
 return { "accepted", int(now_ms) }
