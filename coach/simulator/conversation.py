@@ -42,6 +42,10 @@ class Tally:
     """Turns that ended as cancelled because a newer one replaced them."""
     silent: int = 0
     """Superseded turns that had shown no text yet; they have no first token to measure."""
+    dropped: int = 0
+    """Turns that were cut because the student's phone had lost its network, as planned."""
+    reconnects: int = 0
+    """Connections made after such a loss."""
     deltas: int = 0
     chars: int = 0
     """Characters of feedback received."""
@@ -63,6 +67,9 @@ class Tally:
     is part of it, since a client cannot know that."""
     score_ms: Histogram = attrs.field(factory=Histogram)
     """From sending `submit` until the grade."""
+    late_ms: Histogram = attrs.field(factory=Histogram)
+    """By how much messages went out later than planned: the load generator's own delay, and that
+    of a server which does not read."""
 
     def merge(self, other: Tally) -> None:
         """Add everything in `other`."""
@@ -139,7 +146,11 @@ class Conversation:
         self._submissions: dict[str, _Submission] = {}
 
     def ask(self, request: str, now_s: float) -> None:
-        """A `feedback` is about to be sent; it replaces the turns still running."""
+        """A `feedback` is to be sent at `now_s`; it replaces the turns still running.
+
+        Said with the planned moment, what delays the sending counts as the server's time: a slow
+        one must not be measured less often because of that.
+        """
         for turn in self._turns.values():
             turn.superseded |= turn.state is not _State.ENDED
         self._turns[request] = _Turn(now_s)
@@ -151,8 +162,9 @@ class Conversation:
         self.tally.submissions += 1
 
     def turn_ended(self, request: str) -> bool:
-        """Whether done or error has come for `request`."""
-        return self._turns[request].state is _State.ENDED
+        """Whether done or error has come for `request`, or it was never made."""
+        turn = self._turns.get(request)
+        return turn is None or turn.state is _State.ENDED
 
     @property
     def settled(self) -> bool:
@@ -161,15 +173,21 @@ class Conversation:
             submission.ended for submission in self._submissions.values()
         )
 
-    def close(self) -> None:
+    def close(self, *, dropped: bool = False) -> None:
         """Nothing more comes: count the turns that never ended.
 
         An ungraded submission shows in the difference of `submissions` and `graded`.
+
+        Args:
+          dropped: it was the student's network that was lost, which is no fault of the server's.
         """
         for turn in self._turns.values():
             if turn.state is not _State.ENDED:
                 turn.state = _State.ENDED
-                self._count("protocol_no_end")
+                if dropped:
+                    self.tally.dropped += 1
+                else:
+                    self._count("protocol_no_end")
 
     def receive(self, message: str | bytes, now_s: float) -> None:
         """Take one message from the server."""

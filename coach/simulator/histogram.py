@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import attrs
 
@@ -38,6 +39,28 @@ class Histogram:
         self.count += other.count
         self.max_ms = max(self.max_ms, other.max_ms)
         self._buckets.update(other._buckets)
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """The values recorded after `earlier`, which is a copy of this one of then."""
+        rest = self._buckets - earlier._buckets
+        largest = max(rest, default=-1)
+        upper_ms = _FLOOR_MS * math.exp((largest + 1) * _GROWTH)
+        return Histogram(self.count - earlier.count, min(upper_ms, self.max_ms), rest)
+
+    def copy(self) -> Histogram:
+        """As it is now."""
+        return Histogram(self.count, self.max_ms, self._buckets.copy())
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` takes."""
+        buckets = {str(index): count for index, count in self._buckets.items()}
+        return {"count": self.count, "max_ms": self.max_ms, "buckets": buckets}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Histogram:
+        """What another process has recorded."""
+        buckets = Counter({int(index): count for index, count in data["buckets"].items()})
+        return cls(data["count"], data["max_ms"], buckets)
 
     def percentile(self, percent: float) -> float | None:
         """The value that `percent` of all values do not exceed (nearest rank); None when empty."""

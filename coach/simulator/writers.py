@@ -1,11 +1,13 @@
 """Simulated students: each types an essay over a real WebSocket, gets feedback, hands it in.
 
-A class of students arrives by a schedule that is fixed before the run (open loop), so that a slow
-server cannot slow the load down and hide its own slowness ("coordinated omission", G. Tene). All
-randomness comes from one seed: the same seed gives the same essays, typing and pauses.
+A class of students arrives by a schedule that is fixed before the run, and each does everything at
+moments that are fixed before it (open loop), so that a slow server cannot slow the load down and
+hide its own slowness ("coordinated omission", G. Tene). All randomness comes from one seed: the
+same seed gives the same essays, typing and pauses.
 
-`keystrokes` decides what is typed when, `conversation` checks and measures what comes back; here
-are the sockets and the clock. Memory: per student one essay and a connection, about 60 KiB.
+`arrivals`, `habits` and `keystrokes` decide who does what when, `conversation` checks and measures
+what comes back; here are the sockets and the clock. Memory: per student one essay and a connection,
+about 60 KiB.
 """
 
 from __future__ import annotations
@@ -13,34 +15,35 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import math
 import random
 import secrets
 import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 import httpx
+import jwt
 import msgspec
 import trio
-from trio_websocket import (
-    ConnectionClosed,
-    HandshakeError,
-    WebSocketConnection,
-    wrap_client_stream,
-)
 
 from ..errors import ConfigurationError
 from .conversation import Conversation, Tally
 from .corpus import Essay, load_essays
+from .habits import Habits, habits_of, offline_s, online_s
+from .histogram import Histogram
 from .keystrokes import Thought, keystrokes
+from .plan import Plan
+from .websocket import ABNORMAL, Closed, HandshakeRefused, WebSocketClient, open_websocket
+
+__all__ = ["Plan", "Presence", "Report", "check_loopback", "check_reachable", "simulate"]
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 SUBPROTOCOL: Final = "coach.v1"
-CHARS_PER_S: Final = 4.0
-"""Unhurried typing, about 50 words a minute; a short run makes its students type faster."""
 ESSAY_S_MIN: Final = 30.0
 """A student with less time than this left begins no further essay."""
 TYPING_SHARE: Final = (0.55, 0.75)
@@ -52,42 +55,8 @@ HAND_IN_MARGIN_S: Final = 1.0
 ACK_S: Final = 1.0
 WELCOME_S_MAX: Final = 10.0
 CONNECT_S_MAX: Final = 10.0
-CLOSE_S_MAX: Final = 2.0
-MESSAGES_WAITING_MAX: Final = 4096
-"""Messages that may wait for a student's own reader; the library stops answering pings then."""
-MESSAGE_BYTES_MAX: Final = 1 << 20
-
-
-@attrs.frozen(kw_only=True)
-class Plan:
-    """What a run is told."""
-
-    url: str = "http://127.0.0.1:8000"
-    writers: int = 60
-    seconds: float = 60.0
-    """From the first arrival until the last essay must be handed in."""
-    seed: int = 1
-    ramp_s: float = 5.0
-    """The students arrive evenly over this time."""
-    turn_every_s: float = 9.0
-    """Mean time between a student's requests for feedback."""
-    grace_s: float = 30.0
-    """How long after the end outstanding grades may come."""
-
-    def __attrs_post_init__(self) -> None:
-        """Check the relations between the fields.
-
-        Raises:
-          ConfigurationError: a value is out of range; one line that names it.
-        """
-        if self.writers < 1:
-            raise ConfigurationError("writers must be 1 or more")
-        if not 2 <= self.seconds <= 86_400:
-            raise ConfigurationError("seconds must be between 2 and 86400")
-        if not 0 <= self.ramp_s <= self.seconds / 2:
-            raise ConfigurationError("the ramp must not be longer than half of the run")
-        if self.turn_every_s < 1 or self.grace_s < 0:
-            raise ConfigurationError("turn-every must be 1 or more, grace 0 or more")
+LAG_EVERY_S: Final = 0.05
+TOKEN_S: Final = 86_400
 
 
 @attrs.define
@@ -98,6 +67,8 @@ class Presence:
     connected: int = 0
     typing: int = 0
     finished: int = 0
+    lag_ms: Histogram = attrs.field(factory=Histogram)
+    """By how much this process' event loop was late, 20 looks a second."""
 
 
 @attrs.frozen
@@ -136,6 +107,9 @@ class Report:
             "superseded_before_text": tally.silent,
             "queued": tally.queued,
             "degraded": tally.degraded,
+            "dropped": tally.dropped,
+            "reconnects": tally.reconnects,
+            "late_ms": tally.late_ms.summary(),
             "events": tally.deltas,
             "chars": tally.chars,
             "tokens": dict(tally.tokens),
@@ -201,6 +175,7 @@ async def simulate(
     run = secrets.token_hex(4)
     begin_s = trio.current_time()
     end_s = begin_s + plan.seconds
+    number, of = plan.part
     limits = httpx.Limits(max_connections=32, max_keepalive_connections=32)
     async with (
         httpx.AsyncClient(
@@ -209,30 +184,47 @@ async def simulate(
         trio.open_nursery() as nursery,
     ):
         assignments = await _assignments(http)
-        nursery.cancel_scope.deadline = end_s + plan.grace_s + CONNECT_S_MAX
-        for index in range(plan.writers):
-            rng = random.Random(f"{plan.seed}:{index}")  # noqa: S311 - load, not secrets
-            student = Student(
-                plan=plan,
-                run=run,
-                name=f"s{index}",
-                rng=rng,
-                shelf=rng.sample(essays, len(essays)),
-                assignment=rng.choice(assignments),
-                end_s=end_s,
-                tally=tally,
-                presence=presence,
-            )
-            arrival_s = begin_s + plan.ramp_s * index / plan.writers
-            nursery.start_soon(student.attend, http, arrival_s)
-    if nursery.cancel_scope.cancelled_caught:
+        nursery.start_soon(_watch_own_loop, presence)
+        async with trio.open_nursery() as students:
+            students.cancel_scope.deadline = end_s + plan.grace_s + CONNECT_S_MAX
+            for index, arrival_s in enumerate(plan.arrivals_s()):
+                if index % of != number:
+                    continue
+                rng = random.Random(f"{plan.seed}:{index}")  # noqa: S311 - load, not secrets
+                student = Student(
+                    plan=plan,
+                    run=run,
+                    name=f"s{index}",
+                    rng=rng,
+                    shelf=rng.sample(essays, len(essays)),
+                    assignment=rng.choice(assignments),
+                    habits=habits_of(plan, rng),
+                    end_s=end_s,
+                    tally=tally,
+                    presence=presence,
+                )
+                students.start_soon(student.attend, http, begin_s + arrival_s)
+        nursery.cancel_scope.cancel("all students have left")
+    if students.cancel_scope.cancelled_caught:
         tally.errors["timeout"] += 1
     return Report(plan, tally, trio.current_time() - begin_s)
 
 
+async def _watch_own_loop(presence: Presence) -> None:
+    """A load generator that is late measures itself."""
+    while True:
+        due_s = trio.current_time() + LAG_EVERY_S
+        await trio.sleep_until(due_s)
+        presence.lag_ms.record((trio.current_time() - due_s) * 1000)
+
+
 @attrs.define(eq=False, kw_only=True)
 class Student:
-    """One simulated student: one connection, one essay after the other until the time is up."""
+    """One simulated student: one essay after the other until the time is up.
+
+    Writing goes on by its own schedule whether or not there is a network; a task beside it keeps
+    the connection. What is typed offline reaches the server as a whole draft afterwards.
+    """
 
     plan: Plan
     run: str
@@ -241,175 +233,238 @@ class Student:
     rng: random.Random
     shelf: Sequence[Essay]
     assignment: str
+    habits: Habits
     end_s: float
     tally: Tally
     presence: Presence
-    _changed: trio.Event = attrs.field(factory=trio.Event)  # replaced at every message
+    _link: _Link | None = None  # the connection, after its welcome; None: offline
+    _draft: tuple[str, int, str] | None = None  # the draft being typed: name, revision, text
+    _handing_in: bool = False  # a phone that holds the only copy of an essay is held high
+    _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    # who waits for a message or for the network
+
+    # -- the network -------------------------------------------------------------------------------
 
     async def attend(self, http: httpx.AsyncClient, arrival_s: float) -> None:
         """Arrive at `arrival_s` of trio's clock, work, leave. Errors are counted, not raised."""
         await trio.sleep_until(arrival_s)
         self.presence.arrived += 1
         try:
-            token = await _token(http)
-            stream = await _connect(self.plan.url)
+            token = await self._token(http)
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             self.tally.errors["token_failed"] += 1
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError):
-            self.tally.errors["connect_failed"] += 1
         else:
-            async with stream:
-                await self._shake_hands(stream, token)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stay_connected, token, nursery)
+                await self._until(lambda: self._link is not None)
+                await self._write()
+                if self._link is not None:
+                    await self._link.socket.close()
+                nursery.cancel_scope.cancel("the student is done")
         self.presence.finished += 1
 
-    async def _shake_hands(self, stream: Stream, token: str) -> None:
-        """Open the WebSocket on `stream`, converse, close it.
+    async def _token(self, http: httpx.AsyncClient) -> str:
+        """As an identity provider gives it, or as the writer's page gets it in open mode."""
+        if self.plan.secret is not None:
+            user, until = f"{self.run}-{self.name}", int(time.time()) + TOKEN_S
+            claims = {"sub": user, "org": self.habits.org, "role": "student", "exp": until}
+            return jwt.encode(claims, self.plan.secret, algorithm="HS256")
+        response = await http.post("/api/token")
+        response.raise_for_status()
+        return str(response.json()["token"])
 
-        The library's own `open_websocket_url` leaves the socket open when the server refuses.
-        """
-        host = urlsplit(self.plan.url).netloc
+    async def _stay_connected(self, token: str, nursery: trio.Nursery) -> None:
+        """Connect, and again whenever a flaky phone has its network back; give up at any error."""
+        while (error := await self._connect_once(token)) is None:
+            await trio.sleep(offline_s(self.plan, self.rng))
+            self.tally.reconnects += 1
+        self.tally.errors[error] += 1
+        nursery.cancel_scope.cancel(error)
+
+    async def _connect_once(self, token: str) -> str | None:
+        """Hold one connection; returns the error that ended it, None: the phone's own network."""
+        try:
+            stream = await _connect(self.plan.url)
+        except (OSError, trio.TooSlowError, trio.BrokenResourceError):
+            return "connect_failed"
+        try:
+            with trio.fail_after(CONNECT_S_MAX):
+                socket = await open_websocket(
+                    stream,
+                    host=urlsplit(self.plan.url).netloc,
+                    path="/ws",
+                    subprotocol=SUBPROTOCOL,
+                )
+            if socket.subprotocol != SUBPROTOCOL:
+                self.tally.errors["protocol_subprotocol"] += 1
+            with _counted(self.presence, "connected"):
+                return await self._converse(_Link(socket, Conversation(self.tally)), token)
+        except (HandshakeRefused, trio.TooSlowError, trio.BrokenResourceError):
+            return "connect_failed"
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _converse(self, link: _Link, token: str) -> str | None:
+        """Greet, then listen until the end; what that returns, `_connect_once` does."""
+        error = None
         try:
             async with trio.open_nursery() as nursery:
-                with trio.fail_after(CONNECT_S_MAX):
-                    socket = await wrap_client_stream(
-                        nursery,
-                        stream,
-                        host,
-                        "/ws",
-                        subprotocols=[SUBPROTOCOL],
-                        message_queue_size=MESSAGES_WAITING_MAX,
-                        max_message_size=MESSAGE_BYTES_MAX,
-                    )
-                with _counted(self.presence, "connected"):
-                    await self._converse(socket, token)
-                with trio.move_on_after(CLOSE_S_MAX):
-                    await socket.aclose()
-                nursery.cancel_scope.cancel("the student leaves")
-        except* (HandshakeError, trio.TooSlowError):
-            self.tally.errors["connect_failed"] += 1
+                with link.patience:
+                    await link.send({"type": "hello", "token": token})
+                    error = await self._listen(link, nursery)
+                nursery.cancel_scope.cancel("the connection is lost")
+        except* Closed:
+            error = f"closed_{ABNORMAL}"
+        finally:
+            self._link = None
+            self._changed.unpark_all()
+            is_own_loss = error is None and link.patience.cancelled_caught
+            link.conversation.close(dropped=is_own_loss and link.conversation.welcomed)
+        if is_own_loss and not link.conversation.welcomed:
+            error = "no_welcome"
+        return error
 
-    async def _converse(self, socket: WebSocketConnection, token: str) -> None:
-        conversation = Conversation(self.tally)
-        if socket.subprotocol != SUBPROTOCOL:
-            self.tally.errors["protocol_subprotocol"] += 1
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen, socket, conversation, nursery.cancel_scope)
+    async def _listen(self, link: _Link, nursery: trio.Nursery) -> str:
+        while True:
             try:
-                await _send(socket, {"type": "hello", "token": token})
-                with trio.move_on_after(WELCOME_S_MAX):
-                    await self._until(lambda: conversation.welcomed)
-                if conversation.welcomed:
-                    nursery.start_soon(self._acknowledge, socket, conversation)
-                    await self._write(socket, conversation)
-                else:
-                    self.tally.errors["no_welcome"] += 1
-            except ConnectionClosed:
-                await trio.sleep_forever()  # the listener reads to the end, then cancels
-            nursery.cancel_scope.cancel("the student is done")
-        conversation.close()
+                message = await link.socket.receive()
+            except Closed as closed:
+                return f"closed_{closed.code}"
+            link.conversation.receive(message, trio.current_time())
+            if self._link is not link and link.conversation.welcomed:
+                nursery.start_soon(self._acknowledge, link)
+                await self._go_online(link)
+            self._changed.unpark_all()
 
-    async def _listen(
-        self, socket: WebSocketConnection, conversation: Conversation, scope: trio.CancelScope
-    ) -> None:
-        try:
-            while True:
-                message = await socket.get_message()
-                conversation.receive(message, trio.current_time())
-                self._changed.set()
-                self._changed = trio.Event()
-        except ConnectionClosed as closed:
-            reason = closed.reason
-            code = "connection_lost" if reason is None else f"closed_{reason.code}"
-            self.tally.errors[code] += 1
-            scope.cancel("the connection was lost")
+    async def _go_online(self, link: _Link) -> None:
+        link.patience.deadline = math.inf
+        if self.habits.flaky and not self._handing_in:
+            link.patience.deadline = trio.current_time() + online_s(self.plan, self.rng)
+        self._link = link
+        if self._draft is not None:
+            draft, rev, text = self._draft
+            await link.send({"type": "draft", "draft": draft, "rev": rev, "text": text})
 
-    async def _acknowledge(self, socket: WebSocketConnection, conversation: Conversation) -> None:
+    async def _acknowledge(self, link: _Link) -> None:
         said = -1
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                await trio.sleep(ACK_S)
-                if conversation.seq != said:
-                    said = conversation.seq
-                    await _send(socket, {"type": "ack", "seq": said})
+        while True:
+            await trio.sleep(ACK_S)
+            if link.conversation.seq != said:
+                said = link.conversation.seq
+                await self._say({"type": "ack", "seq": said})
 
-    async def _write(self, socket: WebSocketConnection, conversation: Conversation) -> None:
+    # -- the essay ---------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
         """Write essays until the time is up, then wait for what is outstanding."""
         for number, essay in enumerate(self.shelf):
             left_s = self.end_s - trio.current_time()
             if number > 0 and left_s < ESSAY_S_MIN:
                 break
-            hurried_s = left_s * self.rng.uniform(*TYPING_SHARE)
-            unhurried_s = len(essay.text) / CHARS_PER_S
-            await self._write_essay(
-                socket, conversation, essay, f"d{number}", min(hurried_s, unhurried_s)
-            )
+            pause_after = self.habits.break_after if number == 0 else None
+            break_s = 0.0 if pause_after is None else min(self.habits.break_s, left_s / 2)
+            hurried_s = (left_s - break_s) * self.rng.uniform(*TYPING_SHARE)
+            unhurried_s = len(essay.text) / self.habits.chars_per_s
+            typing_s = max(1.0, min(hurried_s, unhurried_s))
+            await self._write_essay(essay, f"d{number}", typing_s, pause_after, break_s)
         with trio.move_on_at(self.end_s + self.plan.grace_s):
-            await self._until(lambda: conversation.settled)
+            await self._until(lambda: self._link is not None and self._link.conversation.settled)
 
     async def _write_essay(
-        self,
-        socket: WebSocketConnection,
-        conversation: Conversation,
-        essay: Essay,
-        draft: str,
-        duration_s: float,
+        self, essay: Essay, draft: str, typing_s: float, pause_after: float | None, break_s: float
     ) -> None:
-        hand_in_s = self.end_s - HAND_IN_MARGIN_S
-        request, rev = "", 0
+        request, rev, due_s = "", 0, trio.current_time()
         strokes = keystrokes(
             essay.text,
-            duration_s=max(duration_s, 1.0),
-            think_every_s=self.plan.turn_every_s,
+            duration_s=typing_s,
+            think_every_s=self.habits.think_every_s,
             rng=self.rng,
         )
         with _counted(self.presence, "typing"):
             for number, stroke in enumerate(strokes):
-                await trio.sleep(stroke.pause_s)
+                due_s += stroke.pause_s
+                if pause_after is not None and rev and self._share_typed(essay) >= pause_after:
+                    due_s, pause_after = due_s + break_s, None
+                await trio.sleep_until(due_s)
+                self.tally.late_ms.record((trio.current_time() - due_s) * 1000)
                 if isinstance(stroke, Thought):
                     request = f"{draft}-f{number}"
-                    await self._ask(socket, conversation, request, draft)
+                    await self._ask(request, draft, due_s)
                 else:
                     rev += 1
-                    await _send(
-                        socket,
-                        {"type": "edit", "draft": draft, "rev": rev, "splices": stroke.splices},
+                    self._draft = (draft, rev, stroke.text)
+                    splices = stroke.splices
+                    await self._say(
+                        {"type": "edit", "draft": draft, "rev": rev, "splices": splices}
                     )
+            hand_in_s = self.end_s - HAND_IN_MARGIN_S
             with trio.move_on_at(min(hand_in_s, trio.current_time() + FEEDBACK_S_MAX)):
-                await self._until(lambda: conversation.turn_ended(request))
-        await self._hand_in(socket, conversation, essay, f"{self.run}-{self.name}-{draft}")
+                await self._until(lambda: self._is_answered(request))
+        with trio.move_on_at(self.end_s + self.plan.grace_s):
+            await self._hand_in(essay, f"{self.run}-{self.name}-{draft}")
 
-    async def _ask(
-        self, socket: WebSocketConnection, conversation: Conversation, request: str, draft: str
-    ) -> None:
-        conversation.ask(request, trio.current_time())
-        await _send(
-            socket,
+    def _share_typed(self, essay: Essay) -> float:
+        return 0.0 if self._draft is None else len(self._draft[2]) / len(essay.text)
+
+    def _is_answered(self, request: str) -> bool:
+        """Also where the question was never asked, or its answer went down with the network."""
+        return self._link is None or self._link.conversation.turn_ended(request)
+
+    async def _ask(self, request: str, draft: str, due_s: float) -> None:
+        if self._link is None:
+            return  # nobody asks without a network
+        self._link.conversation.ask(request, due_s)
+        await self._say(
             {
                 "type": "feedback",
                 "request": request,
                 "draft": draft,
                 "assignment": self.assignment,
-            },
+            }
         )
 
-    async def _hand_in(
-        self, socket: WebSocketConnection, conversation: Conversation, essay: Essay, submission: str
-    ) -> None:
-        conversation.submit(submission, trio.current_time())
-        await _send(
-            socket,
+    async def _hand_in(self, essay: Essay, submission: str) -> None:
+        """As soon as there is a network, which is then kept: what comes back belongs to it."""
+        self._handing_in = True
+        await self._until(lambda: self._link is not None)
+        link = self._link
+        assert link is not None
+        link.patience.deadline = math.inf
+        link.conversation.submit(submission, trio.current_time())
+        await self._say(
             {
                 "type": "submit",
                 "submission": submission,
                 "assignment": self.assignment,
                 "text": essay.text,
-            },
+            }
         )
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        """Send, where there is a network. That it is lost is the listener's to tell."""
+        if self._link is not None:
+            with contextlib.suppress(Closed):
+                await self._link.send(message)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Wait until `holds`, asked again after every message."""
         while not holds():
-            await self._changed.wait()
+            await self._changed.park()
+
+
+@attrs.frozen(eq=False)
+class _Link:
+    """A connection and what is known of it."""
+
+    socket: WebSocketClient
+    conversation: Conversation
+    patience: trio.CancelScope = attrs.field(
+        factory=lambda: trio.CancelScope(deadline=trio.current_time() + WELCOME_S_MAX)
+    )
+    # ends the connection where the welcome does not come, or as a flaky phone's network does
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.socket.send(msgspec.json.encode(message))
 
 
 async def _connect(url: str) -> Stream:
@@ -424,21 +479,10 @@ async def _connect(url: str) -> Stream:
         return await trio.open_tcp_stream(parts.hostname, parts.port or 80)
 
 
-async def _send(socket: WebSocketConnection, message: dict[str, Any]) -> None:
-    await socket.send_message(msgspec.json.encode(message).decode())
-
-
 @functools.cache
 def _tls() -> ssl.SSLContext:
     """One for all students: making one takes 20 ms of CPU."""
     return ssl.create_default_context()
-
-
-async def _token(http: httpx.AsyncClient) -> str:
-    """A new student's token, as the writer's page gets it."""
-    response = await http.post("/api/token")
-    response.raise_for_status()
-    return str(response.json()["token"])
 
 
 async def _assignments(http: httpx.AsyncClient) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -42,3 +43,18 @@ def test_empty_and_zero_are_told_apart() -> None:
     """No value is None; a value below the floor is 0."""
     assert Histogram().summary() == {"p50": None, "p95": None, "p99": None}
     assert filled([0.0, -1.0]).percentile(50) == 0.0
+
+
+def test_what_came_since_a_copy_is_the_difference() -> None:
+    """And survives JSON, on its way from another process."""
+    histogram = Histogram()
+    histogram.record(900.0)
+    before = histogram.copy()
+    for value in (10.0, 20.0, 30.0):
+        histogram.record(value)
+    since = Histogram.from_json(json.loads(json.dumps(histogram.as_json()))).since(before)
+    assert since.count == 3
+    assert since.percentile(50) == pytest.approx(20, rel=0.01)
+    assert since.max_ms == pytest.approx(30, rel=0.02)
+    assert before.count == 1
+    assert before.since(before).percentile(50) is None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import jwt
 import pytest
 import trio
 
 from coach.errors import ConfigurationError
+from coach.simulator.conversation import Tally
 from coach.simulator.corpus import load_essays
 from coach.simulator.writers import Plan, check_loopback, check_reachable, simulate
 from tests.support.fake_coach import FakeCoach, open_fake_coach
@@ -111,9 +114,65 @@ def test_other_machines_may_not(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"writers": 0}, {"seconds": 1}, {"ramp_s": 40}, {"turn_every_s": 0.1}]
+    "changes",
+    [
+        {"writers": 0},
+        {"seconds": 1},
+        {"ramp_s": 40},
+        {"turn_every_s": 0.1},
+        {"arrivals": (0.0, 1.0)},
+        {"writers": 1, "arrivals": (59.0,)},
+        {"time_scale": 0},
+        {"flaky": 2},
+        {"orgs": 3},
+    ],
 )
 def test_a_plan_out_of_range_is_refused(changes: dict[str, Any]) -> None:
     """Before anything is started."""
     with pytest.raises(ConfigurationError):
         Plan(**changes)
+
+
+@real_time
+async def test_a_flaky_phone_comes_back_and_hands_in_what_was_typed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Turns that went down with its network are no errors; the draft is sent whole again."""
+    monkeypatch.setattr("coach.simulator.habits.ONLINE_S", 0.5)
+    monkeypatch.setattr("coach.simulator.habits.OFFLINE_S", (0.1, 0.2))
+    async with open_fake_coach(FakeCoach(first_token_s=0.2, event_s=0.01, grade_s=0.05)) as coach:
+        report = await simulate(plan(coach, writers=4, seconds=3, turn_every_s=1, flaky=1.0))
+    tally = report.tally
+    assert report.ok, dict(tally.errors)
+    assert tally.reconnects == coach.connections - 4 > 0
+    assert tally.turns == tally.completed + tally.superseded + tally.dropped
+    texts = {essay.text for essay in load_essays()}
+    for said in coach.said("draft"):
+        assert any(len(said["text"]) <= len(text) + 20 for text in texts)
+    assert coach.said("draft")
+
+
+@real_time
+async def test_processes_share_a_class_of_several_schools() -> None:
+    """Each student is in one of them, with a user and an org signed by the secret; who puts the
+    essay aside for minutes still hands in within the run."""
+    secret = "a secret of at least thirty-two bytes"
+    async with open_fake_coach(FakeCoach(**BRISK)) as coach:
+        tallies = [Tally(), Tally()]
+        async with trio.open_nursery() as nursery:
+            for number, tally in enumerate(tallies):
+                part = plan(
+                    coach,
+                    writers=7,
+                    orgs=3,
+                    secret=secret,
+                    long_pauses=1.0,
+                    part=(number, 2),
+                )
+                nursery.start_soon(partial(simulate, part, tally=tally))
+    assert [tally.submissions for tally in tallies] == [4, 3]
+    assert [tally.graded for tally in tallies] == [4, 3]
+    tokens = [said["token"] for said in coach.said("hello")]
+    claims = [jwt.decode(token, secret, algorithms=["HS256"]) for token in tokens]
+    assert len({each["sub"] for each in claims}) == 7
+    assert len({each["org"] for each in claims}) > 1
