@@ -2,7 +2,7 @@
 
 --ramp 5            all of them evenly within 5 s
 --ramp 1:600:120s   one at once, then evenly more until there are 600 after 120 s
---steps 100,200,400:30s   100, after 30 s 200, after 60 s 400; each step comes within its first fifth
+    --steps 100,200:30s   100, and 200 after 30 s; each within the first fifth of its step
 --spike 30@20s      30 more in one moment, as a class that is told to begin
 """
 
