@@ -28,9 +28,9 @@ from quart_trio.asgi import TrioASGILifespan
 from . import config, edge
 from .backend import Backend, open_backend
 from .budget import user_limits
-from .errors import CoachError, ConfigurationError, Forbidden, Unauthenticated
+from .errors import BadMessage, CoachError, ConfigurationError, Forbidden, Unauthenticated
 from .grading import Desk, Latencies
-from .ops import Flags, health, metrics
+from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
 from .session import Identity, Pacer, Route, Services, Sessions, open_authority, serve_session
@@ -190,7 +190,11 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
 
 async def _sample(backend: Backend, sessions: Sessions, unpooled: Unpooled) -> None:
     """Set the gauges once a second, until cancelled."""
+    sampled_at = trio.current_time()
     while True:
+        now = trio.current_time()
+        metrics.writer_seconds.inc(len(sessions) * (now - sampled_at))
+        sampled_at = now
         pool = backend.pool.statistics()
         metrics.sessions.set(len(sessions))
         metrics.turns_running.set(sessions.turns_running)
@@ -314,6 +318,33 @@ async def _submission(submission: str) -> dict[str, Any]:
         "status": state.status,
         "grade": None if state.grade is None else attrs.asdict(state.grade),
     }
+
+
+@app.get("/api/costs")
+async def _costs() -> dict[str, Any]:
+    """The bill, as `coach costs --json`; for operators, and for educators that of their org."""
+    identity = _caller()
+    if identity.role == "student":
+        raise Forbidden("the bill is for educators and operators")
+    asked = request.args
+    org = asked.get("org") if identity.role == "operator" else identity.org
+    if asked.get("org") not in (None, org):
+        raise Forbidden("an educator sees the bill of the own org only")
+    parts = app.opened()
+    prices = parts.backend.costs.prices
+    question = ask_for_bill(
+        org=org,
+        user=asked.get("user"),
+        by=asked.get("by", "day"),
+        since=asked.get("from"),
+        until=asked.get("to"),
+    )
+    bill = await read_bill(parts.backend.redis, question)
+    currency = asked.get("currency") or app.settings.costs.currency
+    try:
+        return bill.as_json(prices, currency)
+    except ConfigurationError as error:
+        raise BadMessage(f"currency: {error}") from error
 
 
 @app.get("/api/queue")

@@ -1,4 +1,4 @@
-"""The command line: `coach serve | grade | demo | doctor | flags | queue | redis | token`.
+"""The command line: `coach serve | grade | demo | doctor | costs | flags | queue | redis | token`.
 
 A configuration mistake is one line on standard error and exit code 2, never a traceback.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import trio
 import typer
 
-from . import __version__, config, queue_commands
+from . import __version__, config, costs_commands, queue_commands
 from .errors import CoachError, first_error
 from .options import ConfigOption, DataDirOption
 from .options import load as _load
@@ -36,6 +36,7 @@ cli = typer.Typer(
 
 flags_cli = typer.Typer(help="Rollout flags: parts of coach by percent of users.")
 cli.add_typer(flags_cli, name="flags", no_args_is_help=True)
+cli.add_typer(costs_commands.cli, name="costs")
 cli.add_typer(queue_commands.cli, name="queue")
 
 T = TypeVar("T")

@@ -36,6 +36,7 @@ async def run_graders(settings: config.Settings) -> None:
             ],
             rubric=backend.rubric,
             settings=settings.grading,
+            costs=backend.costs,
             worker=backend.worker,
             stopping=stopping,
         )

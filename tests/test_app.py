@@ -27,6 +27,7 @@ from coach import config
 from coach.app import CONTENT_SECURITY_POLICY, Parts, app, open_parts
 from coach.grading import Claim, CriterionGrade, Grade, Submission
 from coach.ops import metrics
+from coach.providers import Usage
 from coach.store import EmbeddedServer, open_embedded
 from tests.support.stack import descriptors_of
 
@@ -172,6 +173,32 @@ async def test_a_submission_is_shown_to_its_author_only(tmp_path: Path) -> None:
         await queue.finish(claim, GRADE)
         graded = {**queued, "status": "graded", "grade": as_json(GRADE)}
         assert await answer(path, mine) == (200, graded)
+
+
+async def test_operators_see_all_bills_and_educators_their_own(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        costs, redis = served.parts.backend.costs, served.parts.backend.redis
+        for org in ("demo", "school"):
+            costs.book(
+                reason="feedback",
+                provider="p",
+                model="claude-opus-5-5",
+                usage=Usage(1_000, 0, 0, 0),
+                org=org,
+                user="ana",
+            )
+        await costs.flush(redis)
+        operator, educator = (served.bearer(role=role) for role in ("operator", "educator"))
+        assert (await answer("/api/costs", served.bearer()))[0] == 403
+        assert (await answer("/api/costs?org=school", educator))[0] == 403
+        status, whole = await answer("/api/costs?by=org&currency=EUR", operator)
+        assert status == 200
+        assert [line["org"] for line in whole["lines"]] == ["demo", "school"]
+        assert whole["total"]["cost"] == "0.00688"
+        _, own = await answer("/api/costs?by=user", educator)
+        assert [(line["user"], line["cost"]) for line in own["lines"]] == [("ana", "0.004")]
+        for wrong in ("by=week", "from=x", "currency=XTS"):
+            assert (await answer(f"/api/costs?{wrong}", operator))[0] == 400
 
 
 async def test_operators_see_the_queue_and_nobody_else(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 import trio
 
+from ..ops import metrics
 from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
 from .ensemble import combine, quorum, total
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from .. import config
     from ..errors import Code
+    from ..ops import Costs
     from .answers import Answer
     from .judges import Judge
     from .queue import Job, Queue
@@ -48,6 +50,8 @@ KINDS: Final = ("grade",)
 """What this grader knows to do."""
 REDIS_PAUSE_S: Final = 0.5
 """Between claims while Redis does not answer."""
+BUDGET_S: Final = 60.0
+"""Between two looks at an essay whose org has spent its budget."""
 RECHECKS_PER_LEASE: Final = 4
 """A grader that dies between waking up and claiming delays others by a lease over this."""
 
@@ -58,6 +62,7 @@ async def run_grader(
     judges: Sequence[Judge],
     rubric: Rubric,
     settings: config.Grading,
+    costs: Costs,
     worker: str,
     stopping: trio.Event,
 ) -> None:
@@ -71,13 +76,14 @@ async def run_grader(
       judges: the panel; each grade asks all of them.
       rubric: what they judge by.
       settings: lanes, concurrency, lease, heartbeat, drain time.
+      costs: whose essays wait, since their org's budget is spent.
       worker: for the log.
       stopping: set it to end.
 
     Raises:
       ExceptionGroup: a bug; operating errors are logged and survived.
     """
-    grader = _Grader(queue, judges, rubric, settings)
+    grader = _Grader(queue, judges, rubric, settings, costs)
     log.info("grader_started", worker=worker, judges=[judge.name for judge in judges])
     async with trio.open_nursery() as grades:
         async with trio.open_nursery() as claiming:
@@ -92,12 +98,18 @@ async def run_grader(
 @final
 class _Grader:
     def __init__(
-        self, queue: Queue, judges: Sequence[Judge], rubric: Rubric, settings: config.Grading
+        self,
+        queue: Queue,
+        judges: Sequence[Judge],
+        rubric: Rubric,
+        settings: config.Grading,
+        costs: Costs,
     ) -> None:
         self._queue = queue
         self._judges = judges
         self._rubric = rubric
         self._settings = settings
+        self._costs = costs
         self._lanes = [lane for lane in LANES if lane in settings.lanes]
         self._slots = trio.Semaphore(settings.concurrency)
         """Free places; one is held for each claim, from before it is made until it is settled."""
@@ -217,6 +229,15 @@ class _Grader:
         if claim.failures >= self._settings.attempts_max:
             await self._fail(claim, reason=f"{claim.failures} attempts did not end", final=True)
             return
+        if self._costs.is_exhausted(job.org):
+            metrics.cost_budget_refusals.labels(job.org).inc()
+            await self._fail(
+                claim,
+                reason=f"the month's budget of {job.org} is spent: coach costs budget set",
+                counted=False,
+                delay_s=BUDGET_S,
+            )
+            return
         started_at = trio.current_time()
         answers: dict[str, Answer] = {}
         for judge in self._judges:
@@ -259,6 +280,7 @@ class _Grader:
                 org=job.org,
                 user=job.user,
                 assignment=job.assignment,
+                reason="grading" if job.kind == "grade" else "regrade",
             )
         except JudgeOut as out:
             log.warning("judge_out", submission=claim.id, judge=judge.name, reason=str(out))

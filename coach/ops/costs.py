@@ -68,6 +68,8 @@ WATCH_S: Final = 60.0
 """How long after its last use an org's standing is kept fresh."""
 CLOSE_S_MAX: Final = 2.0
 """For the last flush, when a process ends."""
+GRADING_RETRY_S: Final = 600.0
+"""When a student may ask again for a grade that waits for money."""
 OTHERS: Final = "*"
 """User and assignment of what could not be told apart any more."""
 NAME_CHARACTERS_MAX: Final = 64
@@ -79,7 +81,8 @@ Amounts = list[int]
 class BudgetExhausted(CoachError):
     """An org has spent its month's money; the message is fit for a student.
 
-    It has no `retry_after_s`: it ends when somebody raises the budget, or with the month.
+    For feedback it has no `retry_after_s`: it ends when somebody raises the budget, or with the
+    month.
     """
 
     code: ClassVar[Code] = "rate_limited"
@@ -182,6 +185,7 @@ class Costs:
         self._orgs: dict[str, _Org] = {}
         self._cells = 0  # in `pending` of all orgs
         self._flush_number = 0
+        self._flushing = trio.Lock()
         self._urgent = trio.Event()  # an org is in use of which nothing is known
         self._indexed: dict[str, int] = {}  # org -> the hour in which it was named to all
 
@@ -258,10 +262,11 @@ class Costs:
 
         Cancellation: likewise; nothing is written twice.
         """
-        for name, org in list(self._orgs.items()):
-            self._number(org)
-            while org.flushes:
-                await self._send(redis, name, org, org.flushes[0])
+        async with self._flushing:
+            for name, org in list(self._orgs.items()):
+                self._number(org)
+                while org.flushes:
+                    await self._send(redis, name, org, org.flushes[0])
 
     def _number(self, org: _Org) -> None:
         """Turn what is pending into flushes, behind those that wait already."""
@@ -308,10 +313,25 @@ class Costs:
           BudgetExhausted: its hard budget of this month is spent.
         """
         if self.is_exhausted(org):
+            metrics.cost_budget_refusals.labels(org).inc()
             raise BudgetExhausted(
                 "your school's budget for feedback is used up for this month; your text is safe, "
                 "and you can still hand it in"
             )
+
+    def check_grading(self, org: str) -> None:
+        """Say that an essay that is handed in has to wait for money. Not a checkpoint.
+
+        Raises:
+          BudgetExhausted: likewise; with a time after which asking again makes sense.
+        """
+        if self.is_exhausted(org):
+            waits = BudgetExhausted(
+                "your essay is handed in and kept; your school's budget is used up for this month, "
+                "and it will be graded when there is money again"
+            )
+            waits.retry_after_s = GRADING_RETRY_S
+            raise waits
 
     def is_exhausted(self, org: str) -> bool:
         """Whether the hard budget is spent, as far as is known. Not a checkpoint."""

@@ -186,6 +186,7 @@ class Session:
                 raise Unauthenticated("say hello first")
             identity = self._services.authority.verify(hello.token)
             self._sessions.add(self, org=identity.org, user=identity.user)
+            self._services.costs.watch(identity.org)
         except CoachError as error:
             self.outbox.send(error_message(error))
             code = 1013 if isinstance(error, Overloaded) else 1008
@@ -405,6 +406,7 @@ class Session:
             self.outbox.send(wire.Grading(submission=message.submission))
         answer = _answer(state)
         if answer is None:
+            self._services.costs.check_grading(identity.org)
             answer = await self._await_answer(identity, message.submission, pending)
             if isinstance(answer, wire.Grade):
                 metrics.score_seconds.observe(trio.current_time() - submitted_at)

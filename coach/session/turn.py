@@ -183,6 +183,7 @@ class Turn:
         Cancellation: the provider's stream is reset and the reservations are settled by what was
         used so far before this returns.
         """
+        services.costs.check(identity.org)
         prompt = feedback_prompt(
             rubric=services.rubric.as_text(),
             assignment=services.rubric.task(assignment),

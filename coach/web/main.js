@@ -195,7 +195,9 @@ function failTurn(message) {
   turn = null;
   say("");
   if (message.code !== "cancelled") {
-    const retryMs = RETRIED.has(message.code) ? retryAfter(message) : 0;
+    // A limit that does not say when it ends, as a school's budget, is not waited for.
+    const isSpent = message.code === "rate_limited" && !message.retry_after_ms;
+    const retryMs = RETRIED.has(message.code) && !isSpent ? retryAfter(message) : 0;
     trouble(whyNoFeedback(message, retryMs));
     if (retryMs) {
       lastRead = ""; // it was not read after all

@@ -1,5 +1,8 @@
 // What the page says to the student, in the student's language.
 
+// Limits are over within a minute; what takes longer is something else, and says what.
+const LIMIT_MS = 120_000;
+
 export const LINK_WORDS = {
   connecting: "connecting…",
   online: "connected",
@@ -14,6 +17,7 @@ export function whyNoFeedback({ code, message }, retryMs) {
   const again = retryMs ? ` I will ask again ${soon(retryMs)}.` : "";
   switch (code) {
     case "rate_limited":
+      if (!retryMs) return `No feedback now: ${message}.`;
       return `That was a lot of reading in a short time: a little pause.${again}`;
     case "overloaded":
       return `Many students are writing just now; your text is safe.${again}`;
@@ -34,6 +38,7 @@ export function whyNoFeedback({ code, message }, retryMs) {
 
 /** Why there is no grade. `retryMs`: when it will be handed in again; 0 if it will not. */
 export function whyNoGrade({ code, message }, retryMs) {
+  if (retryMs > LIMIT_MS) return `The grade has to wait: ${message}.`;
   if (retryMs) {
     const why = code === "rate_limited" ? "That was a lot in a short time." : "Coach is busy.";
     return `${why} Your essay is kept and will be handed in again ${soon(retryMs)}.`;

@@ -29,7 +29,7 @@ from coach.ops import Costs
 from coach.providers import Prompt, ProviderError
 from coach.session import wire
 from coach.store import Redis, RedisError
-from tests.support.costs import new_costs
+from tests.support.costs import exhaust, new_costs, reasons
 
 from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
 from .support import (
@@ -75,6 +75,7 @@ class World:
             ],
             rubric=RUBRIC,
             settings=self.settings,
+            costs=self.costs,
             worker=name,
             stopping=self.stopping,
         )
@@ -623,3 +624,20 @@ async def test_essays_outlive_graders_that_are_cancelled_or_killed(
         statistics = await world.queue.statistics()
         assert (statistics.delayed, statistics.leased, statistics.dead) == (0, 0, 0)
         assert world.budget.open == 0
+
+
+async def test_the_essays_of_an_org_without_money_wait_and_no_judge_is_asked(
+    tmp_path: Path,
+) -> None:
+    async with open_world(tmp_path) as world:
+        exhaust(world.costs)
+        await world.queue.submit(essay())
+        async with grading(world):
+            with trio.fail_after(DONE_S_MAX):
+                while not (await world.queue.statistics()).delayed:  # noqa: ASYNC110  in Redis
+                    await trio.sleep(0.01)
+        state = await world.queue.get("school", "s1")
+        assert state is not None
+        assert state.status == "queued"
+        assert world.providers[0].prompts == []
+        assert reasons(world.costs) == {}

@@ -7,12 +7,13 @@ import trio
 
 from coach.budget import Ask
 from coach.errors import CoachError, Overloaded
+from coach.ops import BudgetExhausted
 from coach.providers import Completion, Prompt, ProviderError, Sink, Usage
 from coach.session import wire
 from coach.session.attempts import RETRY_S
 from coach.session.turn import TurnCancelled
 from tests.support.cancels import cancel_at_step
-from tests.support.costs import booked, reasons
+from tests.support.costs import booked, exhaust, reasons
 
 from .test_turn import Told, fails, new_turn, refusal
 from .world import ANA, World, says
@@ -274,3 +275,14 @@ async def test_what_a_student_gives_up_is_booked_as_wasted() -> None:
             world.services(), ANA, text="The sea.", focus=None, assignment="", history=()
         )
     assert reasons(world.costs) == {"wasted-cancel": 1}
+
+
+async def test_an_org_without_money_is_refused_before_anything_is_reserved() -> None:
+    world = World(says("a"))
+    exhaust(world.costs)
+    told, error = await ask(world)
+    assert isinstance(error, BudgetExhausted)
+    assert (error.code, error.retry_after_s) == ("rate_limited", None)
+    assert told.kinds == ["error"]
+    assert world.limits.ended == world.budget.ended == []
+    assert world.streams == 0

@@ -22,6 +22,7 @@ from coach.session import serve_session, wire
 from coach.session.session import GRADE_POLL_S, SUBMISSIONS_MAX, TURNS_MAX
 from coach.store import NotSent
 from tests.support.cancels import cancel_at_step
+from tests.support.costs import exhaust
 
 from .world import GRADE, Client, World, open_client, says, state, wire_pair
 
@@ -776,3 +777,16 @@ async def test_a_bug_in_one_turn_is_that_turns_alone() -> None:
         ("error", "r2"),
         ("done", "r1"),
     ]
+
+
+async def test_an_essay_of_an_org_without_money_is_taken_in_and_its_grade_waits() -> None:
+    world = World(says("a"))
+    exhaust(world.costs)
+    async with world.student() as student:
+        await student.submit("s1")
+        grading, error = await student.until("error")
+    assert grading["type"] == "grading"
+    assert (error["submission"], error["code"]) == ("s1", "rate_limited")
+    assert error["retry_after_ms"] == 600_000
+    assert [submission.id for submission in world.submitted] == ["s1"]
+    assert world.balanced

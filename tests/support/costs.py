@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from coach import config
 from coach.ops import Costs, load_prices
-from coach.ops.costs import MEASURES, Cell, _add, _unbooked
+from coach.ops.costs import MEASURES, Cell, _add, _unbooked, month_of
 
 
 def new_costs(settings: config.Settings | None = None, *, worker: str = "w-test") -> Costs:
@@ -29,3 +31,10 @@ def reasons(costs: Costs, org: str = "school") -> dict[str, int]:
     for cell, amounts in booked(costs, org).items():
         counts[cell.reason] = counts.get(cell.reason, 0) + amounts["requests"]
     return counts
+
+
+def exhaust(costs: Costs, org: str = "school") -> None:
+    """Let a process know that an org has spent its hard budget."""
+    state = costs._use(org)
+    state.month = month_of(int(time.time()))
+    state.spent = state.hard = 1

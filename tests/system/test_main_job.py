@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
+import msgspec
 import pytest
 import trio
 from trio_websocket import ConnectionClosed
@@ -35,6 +39,8 @@ PROVIDER = (
 )
 LONG = {"events_per_s": 40, "feedback_events_min": 400}
 """Ten seconds of feedback."""
+SIM_PRICES = {"input": "3", "cache_write": "3.75", "cache_read": "0.3", "output": "15"}
+"""For a million tokens, as prices.toml has it."""
 ESSAY = "The sea was calm that day, and nobody on the pier believed that it would stay so. " * 8
 
 
@@ -42,6 +48,7 @@ async def test_a_class_leaves_nothing_behind(tmp_path: Path) -> None:
     """And thirty who hang up in the middle of their feedback leave no stream and no reservation."""
     async with open_stack(tmp_path, simulator=QUICK, provider=PROVIDER) as stack:
         await one_of_everything(stack)
+        await the_bill_is_right(stack)
         before = await Leftovers.of(stack)
 
         report = await simulate(
@@ -54,6 +61,7 @@ async def test_a_class_leaves_nothing_behind(tmp_path: Path) -> None:
 
         await nothing_is_left(stack, before)
         stats = await stack.simulator()
+        await the_bill_is_right(stack)
         assert stats["streams_lost"] == stats["rate_limited"] == stats["errors_sent"] == 0
         await keys_have_a_limit(stack)
 
@@ -282,6 +290,38 @@ async def keys_have_a_limit(stack: Stack) -> None:
     assert for_ever == queue
     assert {key.rpartition("}:")[2] for key in queue} <= {"control", "counts", "markers:submission"}
     assert any(key.startswith("submission:") for key in keys)
+
+
+async def the_bill_is_right(stack: Stack) -> None:
+    """`coach costs` says what the provider has counted, to the token.
+
+    What was written of answers that were given up is estimated: the provider never says.
+    """
+    stats = await stack.simulator()
+    counted = {name: int(stats[f"{name}_tokens"]) for name in SIM_PRICES}
+    with trio.fail_after(10):
+        while True:
+            bill = await read_costs(stack)
+            total, lines = bill["total"], {line["reason"]: line for line in bill["lines"]}
+            if all(total.get(name) == counted[name] for name in counted if name != "output"):
+                break
+    wasted = lines.pop("wasted-cancel", {"output": 0, "requests": 0})
+    assert set(lines) == {"feedback", "grading"}
+    assert total["output"] - wasted["output"] <= counted["output"]
+    estimated = total["output"] - counted["output"]
+    assert abs(estimated) <= 30 * wasted["requests"]
+    dollars = sum(Decimal(price) * total[name] for name, price in SIM_PRICES.items())
+    assert Decimal(total["cost"]) == dollars / 1_000_000
+    report(f"{total['requests']} requests, {wasted['requests']} given up: {total['cost']} USD")
+
+
+async def read_costs(stack: Stack) -> dict[str, Any]:
+    """What `coach costs` prints for programs."""
+    environ = {**os.environ, "COACH_CONFIG": str(stack.data_dir / "coach.toml")}
+    command = [sys.executable, "-m", "coach", "costs", "--json", "--by", "reason"]
+    said = await trio.run_process(command, capture_stdout=True, env=environ)
+    bill: dict[str, Any] = msgspec.json.decode(said.stdout)
+    return bill
 
 
 async def hang_up(stack: Stack, *, count: int) -> None:
