@@ -16,6 +16,7 @@ from coach.ops import BudgetExhausted, Costs, load_prices, open_costs
 from coach.ops.costs import MEASURES, OTHERS, Keys, Reason
 from coach.providers import Usage
 from coach.store import ConnectionLost, Redis, ResponseError, script
+from coach.store.routing import slot_of
 from tests.support.cancels import cancel_at_step
 from tests.support.costs import booked, new_costs
 from tests.support.valkey import open_test_redis
@@ -281,3 +282,12 @@ async def test_an_operator_is_told_once_of_each_budget(tmp_path: Path) -> None:
                     await costs.refresh(redis)
     told = [line["budget"] for line in logs if line["event"] == "budget_spent"]
     assert told == ["soft", "hard"]
+
+
+@pytest.mark.parametrize("org", ["school", "a.b@c", "{brace}"])
+def test_the_books_of_an_org_lie_on_one_node_of_a_cluster(org: str) -> None:
+    keys = Keys.of(org)
+    names = [keys.hour(HOUR), keys.users(HOUR), keys.hours, keys.month("2026-11")]
+    names += [keys.budget, keys.flushed("w0-1")]
+    assert len({slot_of(name.encode()) for name in names}) == 1
+    assert len(set(names)) == len(names)
