@@ -161,12 +161,13 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
                     provider=endpoint.provider,
                     budget=endpoint.budget,
                     circuit=endpoint.circuit,
+                    warmth=endpoint.warmth,
                     first_tokens=FirstTokens(
                         s_min=settings.failover.first_token_s_min,
                         s_max=settings.failover.first_token_s_max,
                     ),
                     output_tokens_max=endpoint.settings.feedback_output_tokens_max,
-                    unpooled=open_provider(endpoint.settings, unpooled),
+                    unpooled=open_provider(endpoint.settings, unpooled, cache=settings.cache),
                 )
                 for endpoint in backend.endpoints
             ],
@@ -175,6 +176,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             costs=backend.costs,
             pacer=pacer,
             flags=flags,
+            pseudonyms=backend.pseudonyms,
         )
         nursery.start_soon(flags.run, backend.redis)
         nursery.start_soon(pacer.run)

@@ -8,18 +8,45 @@ from __future__ import annotations
 import resource
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from urllib.parse import urlsplit
 
 import attrs
 import structlog
+import trio
 
 from . import config
-from .budget import EndpointBudget, open_endpoint_budget
+from .budget import Ask, EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
 from .grading import Queue, Rubric, load_rubric
 from .ops import Costs, Prices, load_prices, metrics, open_costs
-from .providers import Circuit, Pool, Provider, open_circuit, open_pool, open_provider
+from .providers import (
+    ANTHROPIC_PRICE,
+    CachePrice,
+    Circuit,
+    Ping,
+    Pool,
+    Prompt,
+    Provider,
+    ProviderError,
+    Pseudonyms,
+    Usage,
+    Warmth,
+    closes_gate,
+    estimate_tokens,
+    hold_s,
+    keep_warm,
+    open_circuit,
+    open_pool,
+    open_provider,
+    open_warmth,
+    terms_of,
+)
 from .store import Redis, RedisError, find_embedded, open_redis
 
 log = structlog.get_logger()
@@ -32,6 +59,7 @@ class Endpoint:
     provider: Provider
     budget: EndpointBudget
     circuit: Circuit
+    warmth: Warmth
     settings: config.Provider
 
 
@@ -48,6 +76,7 @@ class Backend:
     queue: Queue
     rubric: Rubric
     costs: Costs
+    pseudonyms: Pseudonyms
 
 
 @asynccontextmanager
@@ -99,11 +128,16 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             circuit = await stack.enter_async_context(
                 open_circuit(redis, endpoint=provider.name, settings=settings.failover)
             )
+            asked = open_provider(provider, pool, cache=settings.cache)
+            warmth = await stack.enter_async_context(
+                _open_warmth(redis, settings, provider, prices, _Ping(asked, budget, costs), worker)
+            )
             endpoints.append(
                 Endpoint(
-                    provider=open_provider(provider, pool),
+                    provider=asked,
                     budget=budget,
                     circuit=circuit,
+                    warmth=warmth,
                     settings=provider,
                 )
             )
@@ -115,7 +149,72 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             queue=Queue(redis, settings.grading),
             rubric=rubric,
             costs=costs,
+            pseudonyms=Pseudonyms(settings.auth.secret or ""),
         )
+
+
+def _open_warmth(
+    redis: Redis,
+    settings: config.Settings,
+    provider: config.Provider,
+    prices: Prices,
+    ping: Ping,
+    worker: str,
+) -> AbstractAsyncContextManager[Warmth]:
+    """What is known of the endpoint's cache, and the service that keeps it warm."""
+    price = prices.find(provider=provider.name, model=provider.model)
+    if price is None:
+        terms = terms_of(provider, settings.cache)
+        paid = ANTHROPIC_PRICE[settings.cache.ttl]
+    else:
+        terms = terms_of(provider, settings.cache, tokens_min=price.cacheable_tokens_min)
+        write = price.cache_write_5m if settings.cache.ttl == "5m" else price.cache_write_1h
+        paid = CachePrice(price.input, write, price.cache_read, price.output)
+    keeps = terms is not None and terms.may_ping and settings.cache.keep_warm
+    return open_warmth(
+        redis,
+        endpoint=provider.name,
+        model=provider.model,
+        terms=terms,
+        settings=settings.cache,
+        worker=worker,
+        keep=keep_warm(terms, paid, ping) if keeps and terms is not None else None,
+    )
+
+
+@attrs.frozen
+class _Ping:
+    """Sends a ping as a request of the background lane, and books it."""
+
+    _provider: Provider
+    _budget: EndpointBudget
+    _costs: Costs
+
+    async def __call__(self, prompt: Prompt, *, org: str) -> Usage | None:
+        """See `coach.providers.Ping`."""
+        ask = Ask(input=estimate_tokens(prompt.characters()), output=prompt.output_tokens_max)
+        async with self._budget.admit(ask, lane="background", org=org) as admission:
+            await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
+            used = Usage(ask.input, 0, 0, 0)  # unless it is answered
+            try:
+                completion = await self._provider.complete(prompt, on_headers=admission.observe)
+                used = completion.usage
+            except ProviderError as error:
+                if error.status is not None or error.kind == "unreachable":
+                    used = Usage(0, 0, 0, 0)
+                if closes_gate(error.kind):
+                    admission.close_gate(hold_s(error) or 0.0)
+                raise
+            finally:
+                admission.settle(Ask(input=used.input + used.cache_write, output=used.output))
+                self._costs.book(
+                    reason="keep-warm",
+                    provider=self._provider.name,
+                    model=self._provider.model,
+                    usage=used,
+                    org=org,
+                )
+        return used
 
 
 def _prices(settings: config.Settings) -> Prices:

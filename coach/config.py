@@ -226,6 +226,10 @@ class Provider(Section, frozen=True, kw_only=True):
     quota: Quota = Quota()
     price: Price | None = None
     """In place of the price list, whatever model answers."""
+    cache_ttl_s: Seconds | None = None
+    """Life of a cached prefix that nobody reads; absent: as documented for `kind`."""
+    cache_tokens_min: Count | None = None
+    """Shortest prefix that is cached; absent: as documented for the model."""
     feedback_output_tokens_max: Count = 500
     judge_output_tokens_max: Count = 1_500
 
@@ -292,6 +296,21 @@ class Budget(Section, frozen=True, kw_only=True):
     """Tickets that may wait per endpoint; beyond it requests are refused as `overloaded`."""
     wait_s: Seconds = 5.0
     """How long a request may wait for Redis."""
+
+
+class Cache(Section, frozen=True, kw_only=True):
+    """The providers' prompt caches: what is written there once, and kept there over a pause."""
+
+    single_flight: bool = True
+    """The first request with a prefix leads; others wait for its answer to begin."""
+    lead_s_max: Annotated[float, Meta(gt=0, le=30)] = 1.5
+    """The longest wait; then they go as well."""
+    ttl: Literal["5m", "1h"] = "5m"
+    """Life of what a class shares, where the provider lets one choose; `1h` costs more to write."""
+    keep_warm: bool = True
+    """Ping a prefix before it ends, while sessions that use it are open, where that pays."""
+    prefixes_max: Annotated[int, Meta(ge=1, le=100_000)] = 500
+    """Prefixes that one worker knows of at one endpoint; some 10 KB each."""
 
 
 class Failover(Section, frozen=True, kw_only=True):
@@ -379,6 +398,7 @@ class Settings(Section, frozen=True, kw_only=True):
     provider: tuple[Provider, ...] = ()
     pool: Pool = Pool()
     budget: Budget = Budget()
+    cache: Cache = Cache()
     failover: Failover = Failover()
     grading: Grading = Grading()
     rollout: Rollout = Rollout()

@@ -30,6 +30,8 @@ async def run_graders(settings: config.Settings) -> None:
                     endpoint.budget,
                     backend.rubric,
                     costs=backend.costs,
+                    warmth=endpoint.warmth,
+                    pseudonyms=backend.pseudonyms,
                     output_tokens_max=endpoint.settings.judge_output_tokens_max,
                 )
                 for endpoint in backend.endpoints

@@ -25,9 +25,10 @@ from .records import Usage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..budget import EndpointBudget
+    from ..budget import Admission, EndpointBudget
     from ..ops import Costs, Reason
-    from ..providers import Completion, Prompt, Provider
+    from ..providers import Completion, Prompt, Provider, Pseudonyms, Visit, Warmth
+    from ..providers import Usage as ProviderUsage
     from .answers import Answer
     from .records import Lane
     from .rubric import Rubric
@@ -94,13 +95,17 @@ class Judge:
         rubric: Rubric,
         *,
         costs: Costs,
+        warmth: Warmth,
+        pseudonyms: Pseudonyms,
         output_tokens_max: int,
     ) -> None:
-        """Open nothing: provider, budget and costs are the caller's."""
+        """Open nothing: all of it is the caller's."""
         self.name = provider.name
         self._provider = provider
         self._budget = budget
         self._costs = costs
+        self._warmth = warmth
+        self._pseudonyms = pseudonyms
         self._rubric = rubric
         self._rubric_text = rubric.as_text()
         self._schema = rubric.schema()
@@ -140,6 +145,7 @@ class Judge:
             essay=essay,
             schema=self._schema,
             output_tokens_max=self._output_tokens_max,
+            user_id=self._pseudonyms.of(org=org, user=user) if user else None,
         )
         book = partial(
             self._costs.book,
@@ -180,10 +186,10 @@ class Judge:
 
     async def _complete(self, prompt: Prompt, spent: Spent, *, lane: Lane, org: str) -> Completion:
         """Ask within the budget; rate limits close the gate for all and are waited for."""
-        ask = Ask(input=estimate_tokens(prompt.characters()), output=self._output_tokens_max)
+        estimate = estimate_tokens(prompt.characters())
         for gate in range(1, GATES_MAX + 1):
             try:
-                return await self._admitted(prompt, ask, spent, lane=lane, org=org)
+                return await self._admitted(prompt, estimate, spent, lane=lane, org=org)
             except ProviderError as error:
                 may_wait = closes_gate(error.kind) and (hold_s(error) or 0.0) <= GATE_S_MAX
                 if may_wait and gate < GATES_MAX:
@@ -206,19 +212,25 @@ class Judge:
         raise AssertionError("the last gate raises")
 
     async def _admitted(
-        self, prompt: Prompt, ask: Ask, spent: Spent, *, lane: Lane, org: str
+        self, prompt: Prompt, estimate: int, spent: Spent, *, lane: Lane, org: str
     ) -> Completion:
-        async with self._budget.admit(ask, lane=lane, org=org, on_position=None) as admission:
+        expected = max(1, estimate - self._warmth.expected_read(prompt))
+        ask = Ask(input=expected, output=self._output_tokens_max)
+        async with (
+            self._budget.admit(ask, lane=lane, org=org, on_position=None) as admission,
+            self._warmth.visit(prompt) as visit,
+        ):
             # However it ends from here on, the provider may have read the prompt …
-            used: Ask | None = Ask(input=ask.input, output=0)
+            used: Ask | None = Ask(input=estimate, output=0)
             wasted: Reason | None = "wasted-cancel"
             try:
-                completion = await self._provider.complete(prompt, on_headers=admission.observe)
+                completion = await self._converse(prompt, admission, visit)
                 usage = completion.usage
                 spent.answered(completion)
                 wasted = None
                 used = Ask(input=usage.input + usage.cache_write, output=usage.output)
             except ProviderError as error:
+                visit.failed()
                 # an error status is no answer, and costs nothing
                 wasted = "wasted-failover" if error.status is None else None
                 if error.kind in _UNREAD:
@@ -233,9 +245,34 @@ class Judge:
                     admission.settle(used)
                 if wasted is not None:
                     spent.book(
-                        reason=wasted, model=self._provider.model, usage=Usage(input=ask.input)
+                        reason=wasted, model=self._provider.model, usage=Usage(input=estimate)
                     )
             return completion
+
+    async def _converse(self, prompt: Prompt, admission: Admission, visit: Visit) -> Completion:
+        """Get the answer in one piece; streamed where others wait for it to begin."""
+        if visit.leads:
+            sink = _Beginning(visit)
+            return await self._provider.stream(prompt, sink, on_headers=admission.observe)
+        completion = await self._provider.complete(prompt, on_headers=admission.observe)
+        visit.began(completion.usage)
+        return completion
+
+
+@final
+class _Beginning:
+    """A sink that only wants to know when the answer begins."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+
+    def on_start(self, model: str, usage: ProviderUsage) -> None:
+        """It begins."""
+        del model
+        self._visit.began(usage)
+
+    def on_delta(self, text: str) -> None:
+        """The whole answer is returned in the end."""
 
 
 @attrs.frozen

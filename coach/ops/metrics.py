@@ -78,6 +78,37 @@ failovers_total: Final = Counter(
     "Feedback turns that went on to another provider, by who failed and how.",
     ["provider", "kind"],
 )
+cache_leaders_total: Final = Counter(
+    "coach_cache_leaders_total",
+    "Requests that others with the same prefix waited for, or would have.",
+    ["provider"],
+)
+cache_followers_total: Final = Counter(
+    "coach_cache_followers_total",
+    "Requests that waited for another one's prefix, by why they went on: warm, released or late.",
+    ["provider", "outcome"],
+)
+cache_wait_seconds: Final = Histogram(
+    "coach_cache_wait_seconds",
+    "How long requests waited for another one's prefix.",
+    buckets=(*_LATENCY_BUCKETS, 1.5, 2.0, 5.0),
+)
+cache_requests_total: Final = Counter(
+    "coach_cache_requests_total",
+    "Requests by what the provider's cache did with them: read, write or plain.",
+    ["provider", "outcome"],
+)
+cache_pings_total: Final = Counter(
+    "coach_cache_pings_total",
+    "Pings that keep a prefix warm: read, write (it was gone), plain, late or failed; and those "
+    "that were not sent: poor (not worth it) or cold (too late).",
+    ["provider", "outcome"],
+)
+cache_ping_tokens_total: Final = Counter(
+    "coach_cache_ping_tokens_total",
+    "Tokens of those pings, as the provider counted them.",
+    ["provider", "kind"],
+)
 circuit_share: Final = Gauge(
     "coach_circuit_share_ratio",
     "Share of requests that an endpoint's breaker lets in: 1 closed, 0 open.",

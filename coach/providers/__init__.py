@@ -5,11 +5,13 @@ everything that wants a whole response; `open_stream` serves a feedback turn: it
 synchronously, from the connection's reader task, with each piece as it arrives.
 """
 
+from .cacheable import ANTHROPIC_PRICE, CachePrice, Terms, terms_of
 from .circuit import Circuit, Leave, open_circuit
 from .exchange import ReceiverFailed
 from .failover import FirstTokens, closes_gate, hold_s, is_fault, is_final
+from .keepwarm import Ping, keep_warm
 from .pool import Pool, PoolStatistics, open_pool, origin_of
-from .prompt import feedback_prompt, judge_prompt
+from .prompt import Pseudonyms, feedback_prompt, judge_prompt
 from .provider import Provider, open_provider
 from .records import (
     Block,
@@ -23,24 +25,33 @@ from .records import (
     estimate_tokens,
 )
 from .unpooled import Unpooled
+from .warmth import Interest, Visit, Warmth, open_warmth
 
 __all__ = [
+    "ANTHROPIC_PRICE",
     "Block",
+    "CachePrice",
     "Circuit",
     "Completion",
     "ErrorKind",
     "FirstTokens",
+    "Interest",
     "Leave",
     "Message",
+    "Ping",
     "Pool",
     "PoolStatistics",
     "Prompt",
     "Provider",
     "ProviderError",
+    "Pseudonyms",
     "ReceiverFailed",
     "Sink",
+    "Terms",
     "Unpooled",
     "Usage",
+    "Visit",
+    "Warmth",
     "closes_gate",
     "estimate_tokens",
     "feedback_prompt",
@@ -48,8 +59,11 @@ __all__ = [
     "is_fault",
     "is_final",
     "judge_prompt",
+    "keep_warm",
     "open_circuit",
     "open_pool",
     "open_provider",
+    "open_warmth",
     "origin_of",
+    "terms_of",
 ]

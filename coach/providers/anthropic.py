@@ -7,7 +7,7 @@ Source: Anthropic API reference, "Messages", "Streaming messages", "Errors", "Pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 import msgspec
 
@@ -111,7 +111,15 @@ _error_body: Final = msgspec.json.Decoder(_ErrorBody)
 
 @final
 class Anthropic:
-    """The Messages API; see `Api`."""
+    """The Messages API; see `Api`.
+
+    Args:
+      cache_life: of what stands before the messages, which a class shares. A student's own history
+        is kept for five minutes: an hour's write costs more than most pauses would.
+    """
+
+    def __init__(self, *, cache_life: Literal["5m", "1h"] = "5m") -> None:
+        self._cache_life = cache_life
 
     def path(self, base: str) -> str:
         """See `Api`."""
@@ -139,7 +147,7 @@ class Anthropic:
             ],
         }
         if prompt.system:
-            body["system"] = _blocks(prompt.system)
+            body["system"] = _blocks(prompt.system, self._cache_life)
         if prompt.schema is not None:
             schema = dict(prompt.schema)
             body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
@@ -165,9 +173,10 @@ class Anthropic:
         return AnthropicStream(provider, on_headers, sink, on_stop)
 
 
-def _blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+def _blocks(blocks: Sequence[Block], life: str = "5m") -> list[dict[str, Any]]:
+    control = {"type": "ephemeral"} if life == "5m" else {"type": "ephemeral", "ttl": life}
     return [
-        {"type": "text", "text": block.text, "cache_control": {"type": "ephemeral"}}
+        {"type": "text", "text": block.text, "cache_control": control}
         if block.cache
         else {"type": "text", "text": block.text}
         for block in blocks

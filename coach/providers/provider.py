@@ -64,15 +64,22 @@ class Provider(Protocol):
         """Ask for an answer in one piece; otherwise like `stream`."""
 
 
-def open_provider(settings: config.Provider, pool: OpensStreams) -> Provider:
+def open_provider(
+    settings: config.Provider, pool: OpensStreams, *, cache: config.Cache | None = None
+) -> Provider:
     """Make the endpoint that the settings describe; nothing is sent.
+
+    Args:
+      settings: of the endpoint.
+      pool: what it is asked over.
+      cache: how long its cache is to keep what it can; None: the defaults.
 
     Raises:
       ConfigurationError: the key or the address cannot stand in a request.
     """
     api: Api
     if settings.kind == "anthropic":
-        api = Anthropic()
+        api = Anthropic(cache_life=(cache or config.Cache()).ttl)
     else:
         api = OpenAI(compatible=settings.kind == "openai-compatible")
     provider = HttpProvider(settings, pool, api)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..budget import Admission, FreeAdmission
     from ..errors import CoachError
     from ..ops import Reason
-    from ..providers import FirstTokens, Leave, Prompt, Provider
+    from ..providers import FirstTokens, Leave, Prompt, Provider, Visit
     from .services import Route
     from .turn import Turn
 
@@ -55,6 +55,7 @@ class Attempt:
         "_asked_at",
         "_first_tokens",
         "_stall_s",
+        "_visit",
         "begun",
         "extend_at",
         "failed",
@@ -66,8 +67,19 @@ class Attempt:
         "whole",
     )
 
-    def __init__(self, first_tokens: FirstTokens, *, deadline_s: float, stall_s: float) -> None:
-        """Begin to wait: for the first text `deadline_s`, then `stall_s` for any more."""
+    def __init__(
+        self,
+        first_tokens: FirstTokens,
+        *,
+        deadline_s: float,
+        stall_s: float,
+        visit: Visit | None = None,
+    ) -> None:
+        """Begin to wait: for the first text `deadline_s`, then `stall_s` for any more.
+
+        `visit` hears when the answer begins: others may wait for that.
+        """
+        self._visit = visit
         self._asked_at = trio.current_time()
         self._first_tokens = first_tokens
         self._stall_s = stall_s
@@ -88,6 +100,12 @@ class Attempt:
         """The provider answered that it would not answer."""
         self.whole = False
         """The answer came to its end: `usage` is what it cost."""
+
+    def start(self, usage: Usage) -> None:
+        """The answer begins."""
+        self.usage = usage
+        if self._visit is not None:
+            self._visit.began(usage)
 
     def extend(self, now: float) -> None:
         """Wait on, since text has come. Needed a few times within a stall, not for each piece."""
@@ -201,11 +219,12 @@ class Attempts:
         self._untried -= 1
         prompt = attrs.evolve(prompt, output_tokens_max=route.output_tokens_max)
         ask = Ask(input=estimate_tokens(prompt.characters()), output=route.output_tokens_max)
+        reserved = attrs.evolve(ask, input=max(1, ask.input - route.warmth.expected_read(prompt)))
         has_ended = moves_on = False
         wished_at = trio.current_time()
         try:
             async with route.budget.admit(
-                ask, lane="interactive", org=self._org, on_position=self._turn.on_position
+                reserved, lane="interactive", org=self._org, on_position=self._turn.on_position
             ) as admission:
                 waited_s = trio.current_time() - wished_at
                 metrics.budget_wait_seconds.labels(route.provider.name).observe(waited_s)
@@ -237,32 +256,35 @@ class Attempts:
         self._moved_on.set()
         await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
         turn, provider = self._turn, route.provider
-        attempt = Attempt(
-            route.first_tokens,
-            # who has nobody to go to is as patient as the pool is
-            deadline_s=route.first_tokens.deadline_s if self._untried else inf,
-            stall_s=self._stall_s if self._untried else inf,
-        )
-        turn.begin(attempt, provider, reason=self._reason)
-        try:
-            with attempt.scope:
-                completion = await provider.stream(prompt, turn, on_headers=admission.observe)
-                attempt.usage, attempt.whole = completion.usage, True
-                attempt.model = completion.model
-            if not attempt.whole:
-                raise attempt.late(provider.name)
-            leave.succeeded()
-            turn.finish(completion)
-        except ProviderError as error:
-            attempt.failed, attempt.refused = True, error.status is not None
-            attempt.unread = attempt.usage is None and error.kind == "unreachable"
-            alone_s = hold_s(error)
-            if alone_s is not None and closes_gate(error.kind):
-                admission.close_gate(alone_s)
-            leave.failed(is_fault=is_fault(error.kind), hold_s=alone_s)
-            self._failed(route, error)
-        finally:
-            self._settle(provider, attempt, attempt.used(ask, turn.text), admission)
+        async with route.warmth.visit(prompt, turn.interest) as visit:
+            attempt = Attempt(
+                route.first_tokens,
+                # who has nobody to go to is as patient as the pool is
+                deadline_s=route.first_tokens.deadline_s if self._untried else inf,
+                stall_s=self._stall_s if self._untried else inf,
+                visit=visit,
+            )
+            turn.begin(attempt, provider, reason=self._reason)
+            try:
+                with attempt.scope:
+                    completion = await provider.stream(prompt, turn, on_headers=admission.observe)
+                    attempt.usage, attempt.whole = completion.usage, True
+                    attempt.model = completion.model
+                if not attempt.whole:
+                    raise attempt.late(provider.name)
+                leave.succeeded()
+                turn.finish(completion)
+            except ProviderError as error:
+                visit.failed()
+                attempt.failed, attempt.refused = True, error.status is not None
+                attempt.unread = attempt.usage is None and error.kind == "unreachable"
+                alone_s = hold_s(error)
+                if alone_s is not None and closes_gate(error.kind):
+                    admission.close_gate(alone_s)
+                leave.failed(is_fault=is_fault(error.kind), hold_s=alone_s)
+                self._failed(route, error)
+            finally:
+                self._settle(provider, attempt, attempt.used(ask, turn.text), admission)
         return attempt.whole
 
     @property

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..budget import EndpointBudget, UserLimits
     from ..grading import Queue, Rubric
     from ..ops import Costs, Flag, Flags
-    from ..providers import Circuit, FirstTokens, Provider
+    from ..providers import Circuit, FirstTokens, Provider, Pseudonyms, Warmth
     from .auth import Authority
     from .pacer import Pacer
 
@@ -28,6 +28,7 @@ class Route:
     provider: Provider
     budget: EndpointBudget | Ungoverned
     circuit: Circuit
+    warmth: Warmth
     first_tokens: FirstTokens
     output_tokens_max: int
     unpooled: Provider
@@ -59,3 +60,4 @@ class Services:
     costs: Costs
     pacer: Pacer
     flags: Flags
+    pseudonyms: Pseudonyms

@@ -30,6 +30,7 @@ from wsproto.utilities import LocalProtocolError
 from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge, Unauthenticated
 from ..grading import Submission
 from ..ops import metrics
+from ..providers import Interest
 from ..store import RedisError
 from . import wire
 from .draft import DraftText
@@ -122,6 +123,7 @@ class Session:
         self._turns: dict[str, Turn] = {}  # by request; ended ones stay until their task is done
         self._history: deque[tuple[str, str]] = deque(maxlen=HISTORY_TURNS)
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
+        self._interest: Interest | None = None  # from `hello` on
         self._bad_messages = 0
         self._draining = False
 
@@ -153,6 +155,7 @@ class Session:
         identity = await self._greet(self._websocket, limits.hello_s_max)
         if identity is None:
             return
+        self._interest = Interest(identity.org)
         try:
             while (text := await self._receive(self._websocket)) is not None:
                 self._handle(identity, text)
@@ -160,6 +163,7 @@ class Session:
                     await self._close(1008, "too many bad messages")
                     return
         finally:
+            self._interest.close()
             self._sessions.discard(self, org=identity.org, user=identity.user)
 
     async def _receive(self, websocket: WebSocketConnection) -> str | None:
@@ -292,6 +296,7 @@ class Session:
             draft=message.draft,
             outbox=self.outbox,
             pacer=self._services.pacer,
+            interest=self._interest,
         )
         if self._draining:
             turn.fail(Overloaded("this server is about to restart", retry_after_s=1.0))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..errors import Code
     from ..ops import Flag
-    from ..providers import Completion, Provider, Usage
+    from ..providers import Completion, Interest, Provider, Usage
     from .attempts import Attempt
     from .auth import Identity
     from .outbox import Outbox
@@ -49,10 +49,20 @@ class Interrupted(CoachError):
 class Turn:
     """A running turn; also the sink that the provider's connection calls for every delta."""
 
-    def __init__(self, *, request: str, draft: str, outbox: Outbox, pacer: Pacer) -> None:
+    def __init__(
+        self,
+        *,
+        request: str,
+        draft: str,
+        outbox: Outbox,
+        pacer: Pacer,
+        interest: Interest | None = None,
+    ) -> None:
         """Start counting time to first token now."""
         self.request = request
         self.draft = draft
+        self.interest = interest
+        """Whose turn it is, as one who may ask again."""
         self.scope = trio.CancelScope()
         self.done = trio.Event()
         """Set by the session when the turn's task has ended and everything is given back."""
@@ -74,7 +84,8 @@ class Turn:
     def on_start(self, model: str, usage: Usage) -> None:
         """The answer has begun."""
         assert self._attempt is not None
-        self._attempt.model, self._attempt.usage = model, usage
+        self._attempt.model = model
+        self._attempt.start(usage)
 
     def on_delta(self, text: str) -> None:
         """The next piece of text: one message, written by this very call, or held (pacer.py)."""
@@ -191,6 +202,7 @@ class Turn:
             draft=text,
             focus=focus,
             output_tokens_max=max(route.output_tokens_max for route in services.routes),
+            user_id=services.pseudonyms.of(org=identity.org, user=identity.user),
         )
         tokens = estimate_tokens(prompt.characters()) + prompt.output_tokens_max
         stall_s = services.settings.failover.stall_s_max

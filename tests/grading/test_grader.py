@@ -26,10 +26,11 @@ from coach.grading.judges import Judge
 from coach.grading.queue import Claim, Queue, Receiver
 from coach.grading.records import LANES, Grade, SubmissionState
 from coach.ops import Costs
-from coach.providers import Prompt, ProviderError
+from coach.providers import Prompt, ProviderError, Pseudonyms
 from coach.session import wire
 from coach.store import Redis, RedisError
 from tests.support.costs import exhaust, new_costs, reasons
+from tests.support.warmth import no_warmth
 
 from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
 from .support import (
@@ -69,6 +70,8 @@ class World:
                     self.budget.as_budget(),
                     RUBRIC,
                     costs=self.costs,
+                    warmth=no_warmth(),
+                    pseudonyms=Pseudonyms("k"),
                     output_tokens_max=1_500,
                 )
                 for provider in self.providers

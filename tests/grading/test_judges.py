@@ -11,9 +11,10 @@ from coach.budget import Ask
 from coach.errors import Overloaded
 from coach.grading.judges import Judge, JudgeOut
 from coach.grading.records import Usage
-from coach.providers import ProviderError
+from coach.providers import ProviderError, Pseudonyms
 from coach.store import NotSent
 from tests.support.costs import new_costs, reasons
+from tests.support.warmth import no_warmth
 
 from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
 
@@ -39,6 +40,8 @@ class Bench:
             self.budget.as_budget(),
             RUBRIC,
             costs=self.costs,
+            warmth=no_warmth(),
+            pseudonyms=Pseudonyms("k"),
             output_tokens_max=700,
         )
 

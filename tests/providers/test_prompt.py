@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coach.providers import Prompt, estimate_tokens, feedback_prompt, judge_prompt
+from coach.grading import load_rubric
+from coach.providers import Prompt, Pseudonyms, estimate_tokens, feedback_prompt, judge_prompt
 from coach.providers.anthropic import Anthropic
 
 
@@ -62,3 +63,21 @@ def test_estimates_count_everything_that_is_read() -> None:
     )
     without = judge_prompt(rubric="", assignment="", essay="", schema=None, output_tokens_max=1)
     assert with_schema.characters() > without.characters()
+
+
+def test_what_everybody_shares_is_long_enough_to_be_cached() -> None:
+    """From 1,024 tokens on with most models; English prose has some 4.5 characters a token."""
+    rubric = load_rubric().as_text()
+    judge = judge_prompt(rubric=rubric, assignment="", essay="", schema=None, output_tokens_max=1)
+    for prompt in (feedback(rubric=rubric), judge):
+        assert len(prompt.system[0].text) > 1_024 * 4.8
+
+
+def test_a_pseudonym_is_the_same_for_a_student_and_tells_nothing_of_the_name() -> None:
+    one, other = Pseudonyms("key"), Pseudonyms("another key")
+    name = one.of(org="school", user="ana")
+    assert name == Pseudonyms("key").of(org="school", user="ana")
+    others = {one.of(org="schoola", user="na"), one.of(org="s", user="ana")}
+    assert len({name, other.of(org="school", user="ana"), *others}) == 4
+    assert len(name) == 32
+    assert "ana" not in name

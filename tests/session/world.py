@@ -24,11 +24,12 @@ from coach.grading import (
     load_rubric,
 )
 from coach.ops import Costs, Flags
-from coach.providers import Completion, FirstTokens, Prompt, Sink, Usage
+from coach.providers import Completion, FirstTokens, Prompt, Pseudonyms, Sink, Usage
 from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
 from coach.session.auth import Identity
 from coach.store import ConnectionLost
 from tests.support.costs import new_costs
+from tests.support.warmth import no_warmth
 
 AUTHORITY = Authority("k" * 32, token_s=3600, leeway_s=0)
 ANA = Identity("ana", "school", "student", 0.0)
@@ -206,6 +207,7 @@ class World:
                     provider=cast("Any", world),
                     budget=cast("Any", world),
                     circuit=cast("Any", world.circuit),
+                    warmth=no_warmth(),
                     first_tokens=world.first_tokens,
                     output_tokens_max=100,
                     unpooled=cast("Any", world),
@@ -217,6 +219,7 @@ class World:
             costs=self.costs,
             pacer=Pacer(0),
             flags=Flags(self.rollout),
+            pseudonyms=Pseudonyms("k"),
         )
 
     @asynccontextmanager
