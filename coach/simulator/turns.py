@@ -98,13 +98,17 @@ class Turn(Timer):
 class StreamedTurn(Turn):
     """Server-sent events: the head, then delta by delta at the stream's own pace."""
 
-    __slots__ = ("_first", "_index", "_interval", "_plan")
+    __slots__ = ("_ends_at", "_first", "_index", "_interval", "_plan")
 
     def _begin(self, now: float) -> None:
         settings = self.account.settings
         ttft = self.account.draw_s(settings.ttft_ms, settings.ttft_jitter_ms)
         self.account.statistics.ttft_s.append(ttft)
         self._interval = 1 / settings.events_per_s
+        self._ends_at: float | None = None
+        if self.request.schema is not None:  # JSON takes as long as in one piece
+            whole_s = self.account.draw_s(settings.judge_ms, settings.judge_jitter_ms)
+            self._ends_at = now + whole_s
         self._plan: Plan | None = None
         self._index = 0
         # of the next delta
@@ -145,6 +149,9 @@ class StreamedTurn(Turn):
             if self.request.schema is None:
                 text = lengthened(text, self.account.settings.feedback_events_min)
             self._plan = plan = plan_stream(self.request, text, self._shape(), self.fault)
+            if self._ends_at is not None:
+                rest_s = max(0.0, self._ends_at - self._first)
+                self._interval = rest_s / max(1, len(plan.deltas))
             self._start(b"text/event-stream; charset=utf-8")
             self.exchange.write(plan.shape.prologue)
             self.account.statistics.events_sent += plan.shape.prologue_events
