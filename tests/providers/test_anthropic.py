@@ -25,6 +25,7 @@ from coach.providers import (
     open_provider,
 )
 from coach.providers.anthropic import Anthropic
+from coach.providers.failover import SPENT_S, closes_gate, hold_s
 from coach.providers.records import ErrorKind
 from tests.support.cancels import cancel_at_step
 
@@ -188,6 +189,18 @@ async def test_error_statuses(status: int, kind_sent: str, message: str, kind: E
         assert not error.tokens_shown
         assert message in str(error)
         assert [one["retry-after"] for one in headers] == ["5"]
+
+
+async def test_a_monthly_cap_is_no_rate_limit() -> None:
+    """It comes as one, without a retry-after; only its details tell."""
+    body = (
+        b'{"type":"error","error":{"type":"rate_limit_error","message":"no",'
+        b'"details":{"error_code":"enforced_spend_limit_reached"}}}'
+    )
+    error, _ = await fails(Peer(answers(429, body)))
+    assert (error.kind, error.retry_after_s) == ("spend_cap", None)
+    assert hold_s(error) == SPENT_S
+    assert not closes_gate(error.kind)
 
 
 @pytest.mark.parametrize(
