@@ -13,6 +13,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +28,9 @@ from quart_trio.asgi import TrioASGILifespan
 
 from . import config, edge
 from .backend import Backend, open_backend
+from .bridge import bridge, run_sampler
 from .budget import user_limits
-from .errors import BadMessage, CoachError, ConfigurationError, Forbidden, Unauthenticated
+from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
 from .grading import Desk, Latencies
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
@@ -179,6 +181,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             pseudonyms=backend.pseudonyms,
         )
         nursery.start_soon(flags.run, backend.redis)
+        nursery.start_soon(partial(run_sampler, backend.redis, worker=backend.worker))
         nursery.start_soon(pacer.run)
         nursery.start_soon(sessions.run_pings)
         nursery.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
@@ -258,6 +261,7 @@ def _origin_is_welcome(headers: Mapping[bytes, bytes], public_origins: tuple[str
 
 
 app = CoachApp()
+app.register_blueprint(bridge)
 edge.install()
 
 
@@ -361,10 +365,8 @@ async def _queue() -> dict[str, Any]:
 
 
 def _caller() -> Identity:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("send the token as: Authorization: Bearer …")
-    return app.opened().services.authority.verify(token)
+    authority = app.opened().services.authority
+    return authority.verify_bearer(request.headers.get("Authorization", ""))
 
 
 @app.get("/healthz")

@@ -29,6 +29,7 @@ import trio
 from . import config
 from .child import Process, exited, how_it_ended, start_child, stop_child
 from .errors import ConfigurationError
+from .session import open_authority
 from .simulator.writers import Plan, Report, simulate
 from .store import open_embedded
 from .supervisor import open_listener
@@ -87,7 +88,7 @@ async def run_demo(
                     if check:
                         code = 0 if (await _check(url)).ok else 1
                     else:
-                        _welcome(url, settings.data_path)
+                        _welcome(url, settings)
                         await trio.sleep_forever()
                 nursery.cancel_scope.cancel("the check has ended")
     return code
@@ -288,9 +289,11 @@ def _patience(name: str) -> Iterator[None]:
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def _welcome(url: str, data_dir: Path) -> None:
+def _welcome(url: str, settings: config.Settings) -> None:
+    token, _ = open_authority(settings).issue(user="demo", org="demo", role="operator")
     print(f"Write at {url}")
-    print(f"Logs and data are in {data_dir}; Ctrl-C ends everything.", flush=True)
+    print(f"Watch it at {url}/ops#token={token}")
+    print(f"Logs and data are in {settings.data_path}; Ctrl-C ends everything.", flush=True)
 
 
 async def _check(url: str) -> Report:

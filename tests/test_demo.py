@@ -52,7 +52,9 @@ async def test_ctrl_c_ends_everything_also_while_students_write(tmp_path: Path) 
             took_s = trio.current_time() - began
         assert took_s < 3
         assert not any(map(is_running, family))
-    assert running.output().splitlines() == [
+    write, watch, *rest = running.output().splitlines()
+    assert watch.startswith(f"Watch it at http://127.0.0.1:{port}/ops#token=ey")
+    assert [write, *rest] == [
         f"Write at http://127.0.0.1:{port}",
         f"Logs and data are in {tmp_path / 'data'}; Ctrl-C ends everything.",
     ]
@@ -191,7 +193,7 @@ async def demo(tmp_path: Path, *arguments: str, ready: bool = True) -> AsyncIter
     )
     try:
         if ready and "--check" not in arguments:
-            await until(lambda: log.read_text().count("\n") == 2, within_s=20)
+            await until(lambda: "Ctrl-C" in log.read_text(), within_s=20)
         yield Running(process, log)
     finally:
         await stop_child(process, within_s=5)  # noqa: ASYNC102  shields itself

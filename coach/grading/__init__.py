@@ -3,7 +3,7 @@
 from .desk import Desk, Done, JobView
 from .grader import run_grader
 from .judges import Judge
-from .queue import Claim, Latencies, Queue, QueueStatistics
+from .queue import Claim, Latencies, Mode, Queue, QueueStatistics
 from .records import (
     LANES,
     CriterionGrade,
@@ -33,6 +33,7 @@ __all__ = [
     "Kind",
     "Lane",
     "Latencies",
+    "Mode",
     "Queue",
     "QueueStatistics",
     "Rubric",

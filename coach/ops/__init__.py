@@ -1,4 +1,4 @@
-"""What operators look at: metrics, log, flags, and the bill."""
+"""What operators look at: metrics, log, flags, vitals, and the bill."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from .bill import Bill, Question, ask_for_bill, read_bill
 from .costs import BudgetExhausted, Costs, Reason, open_costs
 from .flags import FLAGS, Flag, Flags, read_flags, write_flag
 from .prices import Prices, TokenPrice, TokenUsage, load_prices
+from .vitals import Reading, Vitals, read, vitals
 
 __all__ = [
     "FLAGS",
@@ -17,16 +18,20 @@ __all__ = [
     "Flags",
     "Prices",
     "Question",
+    "Reading",
     "Reason",
     "TokenPrice",
     "TokenUsage",
+    "Vitals",
     "ask_for_bill",
     "health",
     "load_prices",
     "log",
     "metrics",
     "open_costs",
+    "read",
     "read_bill",
     "read_flags",
+    "vitals",
     "write_flag",
 ]

@@ -303,9 +303,14 @@ REGISTRY.register(queue_history)
 
 def exposition() -> bytes:
     """Every metric of all workers of this host, in Prometheus' text format."""
+    return generate_latest(registry())
+
+
+def registry() -> CollectorRegistry:
+    """Every metric of all workers of this host."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest()
-    registry = CollectorRegistry()
-    registry.register(queue_history)
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
-    return generate_latest(registry)
+        return REGISTRY
+    shared = CollectorRegistry()
+    shared.register(queue_history)
+    MultiProcessCollector(shared)  # type: ignore[no-untyped-call]  # the library has no types here
+    return shared

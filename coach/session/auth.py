@@ -79,6 +79,17 @@ class Authority:
             raise Unauthenticated("not a valid token: sub, org or role is malformed")
         return Identity(user, org, cast("Role", role), float(claims["exp"]))
 
+    def verify_bearer(self, header: str) -> Identity:
+        """Return who an HTTP request speaks for, by its `Authorization` header.
+
+        Raises:
+          Unauthenticated: see `verify`; or there is no token in it.
+        """
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthenticated("send the token as: Authorization: Bearer …")
+        return self.verify(token)
+
 
 def open_authority(settings: config.Settings) -> Authority:
     """Make the authority that the settings describe.

@@ -10,9 +10,19 @@ from typing import Any
 
 import pytest
 
+from coach import config
+from coach.session import open_authority
 from coach.simulator.corpus import load_essays
-from tests.support.browser import LOST_CONNECTION, browse, needs_chromium, open_page
+from tests.support.browser import (
+    LOST_CONNECTION,
+    browse,
+    needs_chromium,
+    open_context,
+    open_page,
+)
 from tests.support.stack import Stack, open_stack
+
+from .test_access import violations
 
 pytestmark = [pytest.mark.real_time, needs_chromium]
 
@@ -68,6 +78,50 @@ def lose_the_worker(page: Any, workers: Iterable[int]) -> None:
     draft.press("Control+Enter")
     page.wait_for_function(WAS_READ, arg="Meanwhile, more.")
     assert page.locator(".note.anchored").count() >= 1
+
+
+def pause_a_lane(page: Any) -> None:
+    """Asked back, done, seen, and written down with who did it."""
+    row = page.locator("#lanes tr[data-lane=background]")
+    row.locator("button").click()
+    page.click("#confirm button[value=no]")
+    assert row.locator("button").inner_text() == "Pause"
+    row.locator("button").click()
+    page.click("#confirm button[value=yes]")
+    page.wait_for_selector("#lanes tr[data-paused=true]")
+    page.wait_for_selector("#alerts .warn")
+    assert "lane background paused" in page.locator("#audit li").first.inner_text()
+    assert "demo/ola" in page.locator("#audit li").first.inner_text()
+
+
+async def test_an_operator_watches_and_pauses_a_lane(tmp_path: Path) -> None:
+    """On a desk and a phone; a student's token does not open the bridge."""
+    found: list[str] = []
+
+    def act(stack: Stack, operator: str, student: str) -> None:
+        with open_context(tolerate=("Failed to load resource",)) as context:
+            page = context.new_page()
+            page.goto(f"{stack.url}/ops#token={student}")
+            page.wait_for_selector("#door-trouble:not(:empty)")
+            page.fill("#token", operator)
+            page.click("#door button")
+            page.wait_for_selector("#tiles .figure")
+            assert "token" not in page.url
+            pause_a_lane(page)
+            found.extend(violations(page))
+        phone: dict[str, Any] = {"viewport": {"width": 390, "height": 840}, "color_scheme": "dark"}
+        with open_context(**phone) as context:
+            page = context.new_page()
+            page.goto(f"{stack.url}/ops#token={operator}")
+            page.wait_for_selector("#tiles .figure")
+            assert page.evaluate("() => document.documentElement.scrollWidth") == 390
+            found.extend(violations(page))
+
+    async with open_stack(tmp_path, grader=False) as stack:
+        authority = open_authority(config.Settings(data_dir=str(tmp_path)))
+        operator, _ = authority.issue(user="ola", org="demo", role="operator")
+        await browse(act, stack, operator, await stack.token())
+    assert found == []
 
 
 async def test_from_the_first_word_to_the_score(tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""What an operator looks at first, drawn from the metrics of all workers of a host; pure.
+
+A `Reading` is what the metrics say at a moment. Two readings give what happened between them:
+`vitals` makes one record of it, with what is wrong first. The thresholds are those of
+docs/alerts.yml, which asks the same of Prometheus.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from math import inf
+from typing import Final, Literal
+
+import attrs
+import msgspec
+from prometheus_client.metrics_core import Metric
+
+TTFT_WARN_S: Final = 0.35
+TTFT_PAGE_S: Final = 0.6
+TTFT_COUNT_MIN: Final = 5
+"""Turns within the window below which a percentile says nothing."""
+SUBMISSIONS_MAX: Final = 200
+BUDGET_HARD: Final = 0.95
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@attrs.frozen
+class Reading:
+    """All samples of the metrics at one moment, by name and sorted labels."""
+
+    at: float
+    """Seconds since the epoch."""
+    samples: Mapping[tuple[str, Labels], float]
+
+    def each(self, name: str) -> Iterable[tuple[dict[str, str], float]]:
+        """The samples of one name, with their labels."""
+        return [
+            (dict(labels), value) for (key, labels), value in self.samples.items() if key == name
+        ]
+
+    def one(self, name: str, **labels: str) -> float:
+        """One sample; 0.0 where there is none."""
+        return self.samples.get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+def read(metrics: Iterable[Metric], at: float) -> Reading:
+    """Read coach's own metrics."""
+    return Reading(
+        at,
+        {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for metric in metrics
+            if metric.name.startswith("coach_")
+            for sample in metric.samples
+        },
+    )
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Of a latency, milliseconds; None: nothing came. Between a bucket's ends taken to be even."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    count: int
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Something that wants an operator."""
+
+    level: Literal["page", "warn"]
+    text: str
+
+
+class LaneVitals(msgspec.Struct, frozen=True):
+    """A lane of the grading queue."""
+
+    ready: int
+    oldest_s: float
+    paused: bool
+
+
+class ProviderVitals(msgspec.Struct, frozen=True):
+    """A provider's endpoint."""
+
+    name: str
+    share: float
+    """Of the requests that its breaker lets in: 1 closed, 0 open."""
+    used: dict[str, float]
+    """Share of the quota in the rolling minute, per limited dimension."""
+    line: dict[str, int]
+    """Requests that wait, per lane."""
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """A host at a moment; counts are of the time since the earlier reading."""
+
+    at: float
+    window_s: float
+    sessions: int
+    turns: int
+    connections: int
+    streams: int
+    ttft: Percentiles
+    event_p95_ms: float | None
+    score: Percentiles
+    ended: dict[str, int]
+    """Feedback turns by how they ended."""
+    errors: dict[str, int]
+    """Sent to clients, by code."""
+    moved_on: dict[str, int]
+    """Failovers by "provider kind"."""
+    providers: list[ProviderVitals]
+    lanes: dict[str, LaneVitals]
+    jobs: dict[str, int]
+    """Delayed, leased, dead."""
+    flags: dict[str, int]
+    alerts: list[Alert]
+    """What is worst first."""
+
+
+def vitals(before: Reading, now: Reading) -> Vitals:
+    """What `now` shows, and what has happened since `before`."""
+    ttft = percentiles(before, now, "coach_ttft_seconds")
+    providers = _providers(now)
+    lanes = {
+        labels["lane"]: LaneVitals(
+            ready=int(depth),
+            oldest_s=now.one("coach_queue_oldest_seconds", **labels),
+            paused=now.one("coach_queue_paused", **labels) > 0,
+        )
+        for labels, depth in now.each("coach_queue_depth")
+    }
+    jobs = {labels["state"]: int(count) for labels, count in now.each("coach_queue_jobs")}
+    moved_on = since(before, now, "coach_failovers_total", "provider", "kind")
+    return Vitals(
+        at=now.at,
+        window_s=now.at - before.at,
+        sessions=int(now.one("coach_sessions")),
+        turns=int(now.one("coach_turns_running")),
+        connections=int(now.one("coach_provider_connections")),
+        streams=int(now.one("coach_provider_streams")),
+        ttft=ttft,
+        event_p95_ms=percentiles(before, now, "coach_event_latency_seconds").p95,
+        score=percentiles(before, now, "coach_time_to_score_seconds"),
+        ended=since(before, now, "coach_turns_total", "outcome"),
+        errors=since(before, now, "coach_client_errors_total", "code"),
+        moved_on=moved_on,
+        providers=providers,
+        lanes=lanes,
+        jobs=jobs,
+        flags={labels["flag"]: int(share) for labels, share in now.each("coach_flag_percent")},
+        alerts=_alerts(ttft, providers, lanes, jobs, moved_on),
+    )
+
+
+def since(before: Reading, now: Reading, name: str, *labels: str) -> dict[str, int]:
+    """How much a counter has grown, by the values of these labels; without what has not."""
+    grown: dict[str, int] = defaultdict(int)
+    for found, value in now.each(name):
+        grown[" ".join(found[label] for label in labels)] += int(value - before.one(name, **found))
+    return {key: count for key, count in grown.items() if count > 0}
+
+
+def percentiles(before: Reading, now: Reading, name: str) -> Percentiles:
+    """Of what a histogram has counted between two readings."""
+    bounds: dict[float, float] = defaultdict(float)
+    for labels, value in now.each(f"{name}_bucket"):
+        bounds[float(labels["le"])] += value - before.one(f"{name}_bucket", **labels)
+    count = max(bounds.values(), default=0.0)
+
+    def at(share: float) -> float | None:
+        low = below = 0.0
+        for bound in sorted(bounds):
+            if count and bounds[bound] >= share * count:
+                if bound == inf:
+                    return round(1_000 * low, 1)
+                within = (share * count - below) / (bounds[bound] - below)
+                return round(1_000 * (low + within * (bound - low)), 1)
+            low, below = bound, bounds[bound]
+        return None
+
+    return Percentiles(at(0.5), at(0.95), at(0.99), int(count))
+
+
+def _providers(now: Reading) -> list[ProviderVitals]:
+    shares = {labels["endpoint"]: value for labels, value in now.each("coach_circuit_share_ratio")}
+    used: dict[str, dict[str, float]] = defaultdict(dict)
+    for labels, value in now.each("coach_budget_used_ratio"):
+        used[labels["endpoint"]][labels["dimension"]] = round(value, 4)
+    line: dict[str, dict[str, int]] = defaultdict(dict)
+    for labels, value in now.each("coach_line_length"):
+        line[labels["endpoint"]][labels["lane"]] = int(value)
+    return [
+        ProviderVitals(name, share, used.get(name, {}), line.get(name, {}))
+        for name, share in shares.items()
+    ]
+
+
+def _alerts(
+    ttft: Percentiles,
+    providers: list[ProviderVitals],
+    lanes: Mapping[str, LaneVitals],
+    jobs: Mapping[str, int],
+    moved_on: Mapping[str, int],
+) -> list[Alert]:
+    found = []
+    p95_s = (ttft.p95 or 0.0) / 1_000 if ttft.count >= TTFT_COUNT_MIN else 0.0
+    if p95_s > TTFT_PAGE_S:
+        found.append(Alert("page", f"first words take {p95_s:.2f} s (p95), 0.6 at most"))
+    elif p95_s > TTFT_WARN_S:
+        found.append(Alert("warn", f"first words take {p95_s:.2f} s (p95), 0.35 is good"))
+    refused = sum(count for key, count in moved_on.items() if key.endswith(" rate_limited"))
+    if refused:
+        found.append(Alert("page", f"{refused} times a provider answered 429"))
+    for provider in providers:
+        if provider.share < 1:
+            state = "open" if provider.share == 0 else f"at {provider.share:.0%}"
+            found.append(Alert("page", f"{provider.name}: its breaker is {state}"))
+        if max(provider.used.values(), default=0.0) >= BUDGET_HARD:
+            found.append(Alert("warn", f"{provider.name}: its quota is used up, requests wait"))
+    for name, lane in lanes.items():
+        if lane.paused:
+            found.append(Alert("warn", f"lane {name} is paused"))
+    submissions = lanes["submission"].ready if "submission" in lanes else 0
+    if submissions > SUBMISSIONS_MAX:
+        found.append(Alert("page", f"{submissions:,} essays wait for their grade"))
+    if jobs.get("dead", 0):
+        found.append(Alert("warn", f"{jobs['dead']:,} essays were given up: retry or drop them"))
+    return sorted(found, key=lambda alert: alert.level)  # "page" before "warn"

@@ -1,0 +1,179 @@
+"""The bridge over HTTP, with a real Redis: who may look, what is seen, what is done and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from coach import bridge
+from coach.app import app
+from coach.grading import Claim, Submission
+from coach.ops import read_flags
+from coach.store import RedisError
+from tests.support.valkey import open_test_redis
+
+from .test_app import Opened, answer, opened, serving
+
+pytestmark = pytest.mark.real_time
+
+PATHS = ("/api/ops/stream", "/api/ops/audit", "/api/ops/dead")
+
+
+async def act(served: Opened, **action: object) -> tuple[int, dict[str, Any]]:
+    response = await app.test_client().post(
+        "/api/ops/actions", json=action, headers=served.bearer("ola", role="operator")
+    )
+    return response.status_code, await response.get_json()
+
+
+async def audit(served: Opened) -> list[dict[str, Any]]:
+    status, entries = await answer("/api/ops/audit", served.bearer(role="operator"))
+    assert status == 200
+    return [{**entry, **msgspec.json.decode(entry["detail"])} for entry in entries]
+
+
+async def dead_letter(served: Opened, id_: str) -> None:
+    queue = served.parts.backend.queue
+    await queue.submit(Submission(id=id_, user="ana", org="demo", assignment="x", text="Calm."))
+    claim = await queue.claim(0, ["submission"])
+    assert isinstance(claim, Claim)
+    await queue.fail(claim, reason="no use", final=True)
+
+
+async def test_nobody_but_operators_sees_or_does_anything(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        for path in PATHS:
+            assert (await answer(path))[0] == 401
+            for role in ("student", "educator"):
+                assert (await answer(path, served.bearer(role=role)))[0] == 403
+        response = await app.test_client().post(
+            "/api/ops/actions",
+            json={"type": "flag", "flag": "pool", "percent": 0},
+            headers=served.bearer(role="educator"),
+        )
+        assert response.status_code == 403
+        assert await read_flags(served.parts.backend.redis) == {}
+
+
+async def test_what_an_operator_does_is_done_and_written_down(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        queue = served.parts.backend.queue
+        assert (await act(served, type="lane", lane="submission", mode="paused"))[0] == 200
+        assert (await queue.statistics()).lanes["submission"].mode == "paused"
+        await act(served, type="lane", lane="submission", mode="open")
+        await dead_letter(served, "e-1")
+        await dead_letter(served, "e-2")
+        shown = (await answer("/api/ops/dead", served.bearer(role="operator")))[1]
+        assert [job["id"] for job in shown] == ["e-2", "e-1"]
+        said = (await act(served, type="dead", id="e-1", what="retry"))[1]["said"]
+        assert said == "e-1: it was dead"
+        assert (await queue.statistics()).lanes["submission"].ready == 1
+        await act(served, type="dead", id="e-2", what="drop")
+        assert (await queue.statistics()).dead == 0
+        assert (await act(served, type="flag", flag="pool", percent=25))[0] == 200
+        assert await read_flags(served.parts.backend.redis) == {"pool": 25}
+        entries = await audit(served)
+    assert [entry["type"] for entry in entries] == ["flag", "dead", "dead", "lane", "lane"]
+    assert {entry["who"] for entry in entries} == {"demo/ola"}
+    assert entries[0]["percent"] == 25
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"type": "lane", "lane": "fast", "mode": "paused"},
+        {"type": "flag", "flag": "poool", "percent": 5},
+        {"type": "flag", "flag": "pool", "percent": 101},
+        {"type": "explode"},
+        {"type": "dead", "id": "e-1", "what": "drop", "more": 1},
+    ],
+)
+async def test_what_cannot_be_done_is_neither_done_nor_written(
+    tmp_path: Path, action: dict[str, object]
+) -> None:
+    async with opened(tmp_path) as served:
+        status, said = await act(served, **action)
+        assert (status, said["code"]) == (400, "bad_message")
+        assert await audit(served) == []
+
+
+async def test_an_id_that_nobody_knows_is_said_to_be_so(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        assert (await act(served, type="dead", id="x", what="retry"))[1]["said"] == (
+            "x: nobody knows it"
+        )
+
+
+async def test_what_cannot_be_written_down_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise RedisError("away")
+
+    async with opened(tmp_path) as served:
+        monkeypatch.setattr(bridge, "write_audit", fails)
+        assert (await act(served, type="flag", flag="pool", percent=0))[0] == 503
+        assert await read_flags(served.parts.backend.redis) == {}
+
+
+async def test_the_stream_brings_the_past_and_goes_on_until_the_worker_drains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "SAMPLE_S", 0.05)
+    monkeypatch.setattr(bridge, "WATCH_S", 0.1)
+    lines = []
+    async with (
+        opened(tmp_path) as served,
+        serving() as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+    ):
+        await trio.sleep(0.4)
+        mine = served.bearer(role="operator")
+        async with client.stream("GET", "/api/ops/stream", headers=mine) as response:
+            assert response.headers["Content-Type"].startswith("text/event-stream")
+            with trio.fail_after(10):
+                async for line in response.aiter_lines():
+                    lines.append(line)
+                    if len(lines) == 40:
+                        served.parts.sessions.drain()  # and the stream ends
+    records = [msgspec.json.decode(line[6:]) for line in lines if line.startswith("data: ")]
+    assert len(records) > 5
+    moments = [record["at"] for record in records]
+    assert moments == sorted(set(moments))
+    assert records[0]["lanes"]["submission"] == {"ready": 0, "oldest_s": 0.0, "paused": False}
+
+
+async def test_of_several_workers_one_samples_and_another_goes_on_when_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "SAMPLE_S", 0.05)
+    monkeypatch.setattr(bridge, "LEASE_MS", 300)
+    key = f"sampler:{bridge.host_name()}"
+
+    async with open_test_redis(tmp_path) as redis, trio.open_nursery() as nursery:
+        scopes = {}
+        for worker in ("w0", "w1"):
+            scopes[worker] = trio.CancelScope()
+
+            async def run(worker: str = worker) -> None:
+                with scopes[worker]:
+                    await bridge.run_sampler(redis, worker=worker)
+
+            nursery.start_soon(run)
+            await trio.sleep(0.1)
+        await trio.sleep(0.5)
+        assert await redis.get(key) == b"w0"  # keeps it for longer than a lease
+        scopes["w0"].cancel()
+        with trio.fail_after(5):
+            while await redis.get(key) != b"w1":  # noqa: ASYNC110  a lease runs out
+                await trio.sleep(0.02)
+        before = await redis.xlen(f"ops:{bridge.host_name()}")
+        await trio.sleep(0.3)
+        assert await redis.xlen(f"ops:{bridge.host_name()}") > before
+        assert 0 < await redis.ttl(f"ops:{bridge.host_name()}") <= bridge.TTL_S
+        nursery.cancel_scope.cancel()
