@@ -108,10 +108,9 @@ class Order:
         for lane, percent in zip(LANES[1:], self.percents, strict=True):
             if not self.lanes[lane]:
                 self.owed[lane] = 0.0
-            elif lane == head.lane:
-                self.owed[lane] = max(0.0, self.owed[lane] - cost)
             else:
-                self.owed[lane] += cost * percent / 100
+                paid = cost if lane == head.lane else 0
+                self.owed[lane] = max(0.0, self.owed[lane] + cost * percent / 100 - paid)
             self.owed[lane] = float(f"{self.owed[lane]:.0f}")  # as it is written
         self.clock[head.lane] = max(self.clock[head.lane], head.start)
         return head

@@ -19,9 +19,8 @@ KEYS[6]  shares:{endpoint}   HASH    "<lane> <org>" -> "finish last refund"; clo
 
 A ticket is "<worker>:<n>". It is in line if and only if its state is waiting.
 
-Lanes: interactive before submission before background. While a lower lane waits, what the higher ones
-are let in earns it its share of that (ARGV[4]); its first ticket is next when the lane is owed what it
-asks for. Background that is not owed it goes below soft only: it soaks up what is left.
+Lanes: interactive before submission before background. While a lower lane waits, all that is let in
+earns it its share of that (ARGV[4]); its first ticket is next when the lane is owed what it asks for. Background that is not owed it goes below soft only: it soaks up what is left.
 
 Within a lane, start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a ticket starts where its
 org's last one finishes, and no earlier than the lane's clock, which is the start of the last one
@@ -112,12 +111,11 @@ end
 -- somebody waits there.
 local function earn(owed, lane, cost, waits)
   for lower = 1, LANES - 1 do
-    if not waits[lower] then
-      owed[lower] = 0
-    elseif lane == lower then
-      owed[lower] = math.max(0, owed[lower] - cost)
+    if waits[lower] then
+      local paid = lane == lower and cost or 0
+      owed[lower] = math.max(0, owed[lower] + cost * policy[1 + lower] / 100 - paid)
     else
-      owed[lower] = owed[lower] + cost * policy[1 + lower] / 100
+      owed[lower] = 0
     end
   end
 end

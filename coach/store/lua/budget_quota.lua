@@ -285,7 +285,7 @@ local function wait_ms(ask, is_soft, rates, credit)
       if ms == -1 then
         return -1
       end
-      if credit[d] < 0 then
+      if not is_bucket and credit[d] < 0 then
         -- At rate 0 something has to slide out first; a second later there is more to see.
         local due_ms = rates[d] > 0 and math.ceil(-credit[d] / rates[d] * 1000) or 1000
         ms = math.max(ms, math.min(due_ms, 1000))
