@@ -8,6 +8,7 @@ WebSockets do not come here as ASGI messages: the edge hands their connections t
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
@@ -279,7 +280,7 @@ async def _harden(response: Response) -> Response:
 async def _coach_error(error: CoachError) -> tuple[Response, int]:
     response = jsonify(code=error.code, message=str(error))
     if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return response, _STATUS.get(error.code, 500)
 
 

@@ -14,7 +14,6 @@ from contextlib import (
     asynccontextmanager,
     suppress,
 )
-from urllib.parse import urlsplit
 
 import attrs
 import structlog
@@ -47,7 +46,7 @@ from .providers import (
     open_warmth,
     terms_of,
 )
-from .store import Redis, RedisError, find_embedded, open_redis
+from .store import Redis, RedisError, find_embedded, open_redis, without_password
 
 log = structlog.get_logger()
 
@@ -95,7 +94,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
         raise ConfigurationError("no [[provider]] is configured: add one, or try scripts/demo")
     rubric = load_rubric(settings.grading.rubric)
     _raise_file_limit()
-    prices = _prices(settings)
+    prices = load_prices(settings)
     worker = f"{role}-{secrets.token_hex(4)}"
     url = settings.redis.url or await find_embedded(settings.data_path)
     async with AsyncExitStack() as stack:
@@ -106,8 +105,9 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             await redis.ping()
         except RedisError as error:
             raise ConfigurationError(
-                f"redis.url: no answer from {_without_password(url)}: {error}"
+                f"redis.url: no answer from {without_password(url)}: {error}"
             ) from error
+        _warn_of_unpriced(prices, settings)
         costs = await stack.enter_async_context(
             open_costs(redis, prices, settings.costs, worker=worker)
         )
@@ -217,9 +217,8 @@ class _Ping:
         return used
 
 
-def _prices(settings: config.Settings) -> Prices:
-    """The price list; the operator is told once of models it does not have."""
-    prices = load_prices(settings)
+def _warn_of_unpriced(prices: Prices, settings: config.Settings) -> None:
+    """Tell the operator once of the models that the price list does not have."""
     for provider in prices.unpriced(settings.provider):
         log.warning(
             "model_without_price",
@@ -227,12 +226,6 @@ def _prices(settings: config.Settings) -> Prices:
             model=provider.model,
             what_to_do="its cost is not known: set price in its [[provider]], or [[prices.price]]",
         )
-    return prices
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
 def _raise_file_limit() -> None:

@@ -10,21 +10,15 @@ import secrets
 import signal
 import sys
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import trio
 import typer
 
-from . import __version__, config, costs_commands, queue_commands
+from . import __version__, commands, config
+from .commands import ConfigOption, DataDirOption
+from .commands import load as _load
 from .errors import CoachError, first_error
-from .options import ConfigOption, DataDirOption
-from .options import load as _load
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from .store import Redis
 
 cli = typer.Typer(
     name="coach",
@@ -34,12 +28,9 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-flags_cli = typer.Typer(help="Rollout flags: parts of coach by percent of users.")
-cli.add_typer(flags_cli, name="flags", no_args_is_help=True)
-cli.add_typer(costs_commands.cli, name="costs")
-cli.add_typer(queue_commands.cli, name="queue")
-
-T = TypeVar("T")
+cli.add_typer(commands.flags.cli, name="flags")
+cli.add_typer(commands.costs.cli, name="costs")
+cli.add_typer(commands.queue.cli, name="queue")
 
 Model = Literal["simulated", "local"]
 
@@ -179,68 +170,6 @@ def demo(
         local_model=model == "local",
     )
     sys.exit(trio.run(run))
-
-
-@flags_cli.command("show")
-def flags_show(config_file: ConfigOption = None, data_dir: DataDirOption = None) -> None:
-    """Print every flag: for how many users of a hundred it is on, and who said so."""
-    from .ops import FLAGS, read_flags
-
-    settings = _load(config_file, data_dir)
-    stored = trio.run(_with_redis, settings, read_flags)
-    for flag in FLAGS:
-        percent = stored.get(flag, getattr(settings.rollout, flag))
-        whose = "set by coach flags" if flag in stored else "from the settings"
-        typer.echo(f"{flag:<14} {percent:>3} %  {whose}")
-
-
-@flags_cli.command("set")
-def flags_set(
-    flag: Annotated[str, typer.Argument(help="Which one; coach flags show lists them.")],
-    percent: Annotated[int, typer.Argument(min=0, max=100, help="Of the users.")],
-    config_file: ConfigOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Use a part of coach for so many users of a hundred; workers follow within a second."""
-    _write_flag(flag, percent, config_file, data_dir)
-
-
-@flags_cli.command("reset")
-def flags_reset(
-    flag: Annotated[str, typer.Argument(help="Which one.")],
-    config_file: ConfigOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Let the settings decide again."""
-    _write_flag(flag, None, config_file, data_dir)
-
-
-def _write_flag(name: str, percent: int | None, path: Path | None, data_dir: Path | None) -> None:
-    from .errors import ConfigurationError
-    from .ops import FLAGS, write_flag
-
-    flag = next((each for each in FLAGS if each == name), None)
-    if flag is None:
-        raise ConfigurationError(f"there is no flag {name!r}: it is one of {', '.join(FLAGS)}")
-    trio.run(_with_redis, _load(path, data_dir), partial(write_flag, flag=flag, percent=percent))
-    typer.echo(f"{flag}: {'as in the settings' if percent is None else f'{percent} %'}")
-
-
-async def _with_redis(settings: config.Settings, ask: Callable[[Redis], Awaitable[T]]) -> T:
-    """What `ask` returns, given coach's Redis.
-
-    Raises:
-      ConfigurationError: it cannot be reached.
-    """
-    from .errors import ConfigurationError
-    from .store import RedisError, find_embedded, open_redis
-
-    url = settings.redis.url or await find_embedded(settings.data_path)
-    async with open_redis(url, wait_s=settings.redis.wait_s, name="coach-cli") as redis:
-        try:
-            return await ask(redis)
-        except RedisError as error:
-            raise ConfigurationError(f"redis.url: no answer: {error}") from error
 
 
 @cli.command()

@@ -99,7 +99,6 @@ class Line:
         """Admitted by the last look while the reply that had put them in line was still unread: the
         two came together, and trio runs the tasks they wake in any order."""
         self._is_running = False
-        self.looks_count = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -170,7 +169,6 @@ class Line:
         longer than its lease, or Redis lost the line, or the reply that admitted it was lost.
         """
         in_line = dict(self._waiting)
-        self.looks_count += 1
         passed = await self._scripts.look(self._worker, is_full=is_full)
         self._early = {name: passed.now for name in passed.admitted if name not in in_line}
         for name in passed.admitted:

@@ -6,9 +6,7 @@ chose, and a script that meets a name it knows changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -22,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..errors import Overloaded
-from ..store import NotSent, Redis, RedisError, Script, script
+from ..store import NotSent, Redis, RedisError, script
 from .quota import Amounts, Outlook
 
 UNAVAILABLE: Final = (
@@ -45,16 +43,6 @@ GATE_S_MAX: Final = 3600.0
 """The longest that a provider's word can keep everybody away."""
 
 T = TypeVar("T")
-
-
-@cache
-def assembled(name: str) -> Script:
-    """The script `name` behind the libraries it is written for."""
-    libraries: tuple[str, ...] = ("budget_window",)
-    if name.startswith("budget_"):
-        libraries += ("budget_quota", "budget_line")
-    source = "\n".join(script(part).source for part in (*libraries, name))
-    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 def may_pass(error: RedisError) -> bool:
@@ -130,9 +118,7 @@ async def limit_reserve(
     Raises:
       RedisError: also for a hold that has ended.
     """
-    reply = await assembled("limit_reserve")(
-        redis, keys, (tokens, " ".join(map(str, limits)), hold_s)
-    )
+    reply = await script("limit_reserve")(redis, keys, (tokens, " ".join(map(str, limits)), hold_s))
     match reply:
         case [b"reserved"]:
             return None
@@ -145,7 +131,7 @@ async def limit_settle(
     redis: Redis, keys: Sequence[str], *, requests: int, tokens: int, hold_s: int
 ) -> None:
     """See limit_settle.lua."""
-    await assembled("limit_settle")(redis, keys, (requests, tokens, hold_s))
+    await script("limit_settle")(redis, keys, (requests, tokens, hold_s))
 
 
 @attrs.frozen
@@ -312,7 +298,7 @@ class EndpointScripts:
         )
 
     async def _run(self, name: str, *args: str | int) -> Any:
-        return await assembled(f"budget_{name}")(self.redis, self._keys, (*self._args, *args))
+        return await script(f"budget_{name}")(self.redis, self._keys, (*self._args, *args))
 
 
 def _packed(amounts: Sequence[int]) -> str:

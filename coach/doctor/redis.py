@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import trio
 
-from ..store import Redis, RedisError, open_redis
+from ..store import Redis, RedisError, open_redis, without_password
 from .needs import Needs
 from .report import Finding
 
@@ -40,7 +39,7 @@ async def examine_redis(url: str, needs: Needs | None) -> list[Finding]:
                 "redis",
                 "answers",
                 "fail",
-                f"{_without_password(url)}: {error}",
+                f"{without_password(url)}: {error}",
                 "start it, or mend redis.url",
             )
         ]
@@ -195,8 +194,3 @@ def _load(needs: Needs | None) -> Iterator[Finding]:
 
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url

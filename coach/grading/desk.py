@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 JobState = Literal["ready", "delayed", "leased", "dead"]
-STATES: Final[tuple[JobState, ...]] = ("ready", "delayed", "leased", "dead")
 PAGE: Final = 256
 """Jobs read in one round trip."""
 DROPPED: Final = "this submission was taken out of the queue: please hand in again"

@@ -1,25 +1,17 @@
-"""The queue's scripts: each behind queue_jobs.lua, with the keys of a shard as that wants them."""
+"""The queue's scripts, with the keys of a shard as queue_jobs.lua wants them."""
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import Any, Final
 
-from ..store import Redis, Script, script
+from ..store import Redis, script
 from .records import LANES, Lane
 
 UNIT: Final = 27_720
 """What a job of an org of weight 1 moves its clock by (queue_jobs.lua)."""
 BOUNDS_MS: Final = (5, 10, 20, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 15000, 60000, 600000)
 """Upper ends of the latency counts (queue_jobs.lua)."""
-
-
-@cache
-def assembled(name: str) -> Script:
-    """The script `name` behind the library it is written for."""
-    source = "\n".join(script(part).source for part in ("queue_jobs", name))
-    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 async def run(
@@ -40,7 +32,7 @@ async def run(
     keys = shard_keys(shard)
     if record is not None:
         keys = (*keys, record_key(shard, record))
-    return await assembled(name)(redis, keys, args)
+    return await script(name)(redis, keys, args)
 
 
 @cache

@@ -17,7 +17,7 @@ import msgspec
 
 from ..errors import BadMessage
 from ..store import Redis
-from .costs import HOUR_S, MEASURES, ORGS, Amounts, Keys, _add
+from .costs import HOUR_S, MEASURES, NANO_AT, ORGS, Amounts, Keys, _add
 from .prices import Prices
 
 Dimension = Literal[
@@ -159,10 +159,9 @@ async def read_bill(redis: Redis, question: Question) -> Bill:
             group = tuple(values[name] for name in question.by)
             _add(lines.setdefault(group, [0] * len(MEASURES)), amounts)
     by_time = [at for at, name in enumerate(question.by) if name in _TIMES]
-    nano = MEASURES.index("nano")
     ordered = sorted(
         lines.items(),
-        key=lambda line: ([line[0][at] for at in by_time], -line[1][nano], line[0]),
+        key=lambda line: ([line[0][at] for at in by_time], -line[1][NANO_AT], line[0]),
     )
     return Bill(question=question, lines=dict(ordered))
 

@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import ClassVar, Final, Literal, final, get_args
+from typing import ClassVar, Final, Literal, final
 from urllib.parse import quote
 
 import attrs
@@ -45,7 +45,6 @@ log = structlog.get_logger()
 Reason = Literal["feedback", "grading", "regrade", "keep-warm", "wasted-cancel", "wasted-failover"]
 """Why money was spent. `wasted-cancel`: on answers that nobody waited for to their end;
 `wasted-failover`: on attempts that failed, after which another was made or nobody was left."""
-REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 MEASURES: Final = (
     *("requests", "input", "cache_write", "cache_read", "output"),
     *("nano", "unpriced"),

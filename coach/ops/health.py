@@ -1,7 +1,7 @@
 """How near one worker process is to its own limits: its event loop, its CPU, its open files, Redis.
 
-Two tasks of the worker; together they cost it less than a thousandth of a core. What they see goes
-to metrics.py, from where operators, alert rules and the load test read what breaks first.
+Two tasks of the worker. What they see goes to metrics.py, from where operators, alert rules and the
+load test read what breaks first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A WebSocket client (RFC 6455) of little CPU, for many students in one process.
 
 It stands on any trio stream, knows what a server of coach.v1 sends (whole text messages, pings,
-close) and refuses the rest. A load generator shares the machine with what it measures: here a
-message costs a fourth of what it costs trio-websocket's client. Memory: one read buffer of at most
-`MESSAGE_BYTES_MAX` for each connection, empty most of the time.
+close) and refuses the rest. A load generator shares the machine with what it measures: so
+it does no more than it must. Memory: one read buffer of at most `MESSAGE_BYTES_MAX` for each
+connection, empty most of the time.
 """
 
 from __future__ import annotations

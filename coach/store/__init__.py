@@ -13,6 +13,7 @@ from .errors import ConnectionLost, NotSent, RedisError, ResponseError
 from .pipeline import Pipeline
 from .scripts import Script, script
 from .server import RedisStatistics
+from .url import without_password
 
 __all__ = [
     "ConnectionLost",
@@ -31,4 +32,5 @@ __all__ = [
     "open_redis",
     "script",
     "share_embedded",
+    "without_password",
 ]

@@ -1,8 +1,13 @@
-"""Lua scripts: files of the package, called by their digest."""
+"""Lua scripts: files of the package, called by their digest.
+
+A script may stand behind a library, a file of functions that cannot run by itself, and that behind
+another: its header says "Behind <name>.lua". They are sent as one script.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -14,6 +19,7 @@ from redis.exceptions import NoScriptError
 from .client import Redis
 
 FOLDER: Final = files(__package__) / "lua"
+_BEHIND: Final = re.compile(r"\b[Bb]ehind\s+(\w+)\.lua\b")
 
 
 @attrs.frozen
@@ -52,12 +58,20 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script `coach/store/lua/<name>.lua`, read once.
+    """The script `coach/store/lua/<name>.lua` behind its libraries, read once.
 
     Raises:
       FileNotFoundError: there is none of that name.
     """
-    return from_source(name, (FOLDER / f"{name}.lua").read_text(encoding="utf-8"))
+    source = (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+    library = library_of(source)
+    return from_source(name, source if library is None else f"{script(library).source}\n{source}")
+
+
+def library_of(source: str) -> str | None:
+    """The name of the file that a script's header says it stands behind."""
+    found = _BEHIND.search(source.partition("]]")[0])
+    return None if found is None else found[1]
 
 
 def from_source(name: str, source: str) -> Script:

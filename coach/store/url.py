@@ -148,3 +148,12 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise ConfigurationError(f"redis.url: cannot read {ca_file}: {error}") from error
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown to operators and logged."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return url
+    return url.replace(f":{password}@", ":***@") if password else url

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from arguments import count
 from relay_peers import CACHE, SOURCES, PeerMissing, install
 from rich.console import Console
 from rich.table import Table
@@ -75,10 +76,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"sides to measure, of {','.join(SIDES)} (coach)")  # fmt: skip
     add("--measure", type=partial(_names, MEASUREMENTS), default=MEASUREMENTS, metavar="LIST",
         help=f"of {','.join(MEASUREMENTS)} (all)")  # fmt: skip
-    add("--jobs", type=_count, default=10_000, metavar="N", help="of the throughput run (10000)")
-    add("--places", type=_count, default=10, metavar="N", help="jobs worked on at once (10)")
-    add("--overload-seconds", type=_count, default=4, metavar="S", help="its length (4)")
-    add("--repeat", type=_count, default=1, metavar="N", help="runs of each; medians count (1)")
+    add("--jobs", type=count, default=10_000, metavar="N", help="of the throughput run (10000)")
+    add("--places", type=count, default=10, metavar="N", help="jobs worked on at once (10)")
+    add("--overload-seconds", type=count, default=4, metavar="S", help="its length (4)")
+    add("--repeat", type=count, default=1, metavar="N", help="runs of each; medians count (1)")
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     add("--markdown", type=Path, metavar="FILE", help="write the table there as well")
     return parser
@@ -90,13 +91,6 @@ def _names(known: Sequence[str], text: str) -> tuple[str, ...]:
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return names
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 # -- the sides ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from arguments import count
 from relay_handshakes import handshakes, handshakes_markdown, handshakes_table
 from relay_peers import PEERS, PeerMissing, Variant, prepare
 from relay_stage import Plan, measure
@@ -70,12 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"relays to measure, of {','.join(PEERS)} (coach)",
     )
-    add("--clients", type=_count, default=300, metavar="N", help="open turns (300)")
+    add("--clients", type=count, default=300, metavar="N", help="open turns (300)")
     add("--rate", type=_positive, default=10.0, metavar="N", help="events a second of each (10)")
     add("--seconds", type=_positive, default=15.0, metavar="S", help="length of the window (15)")
     add("--ramp", type=_positive, default=5.0, metavar="S", help="clients come over S seconds (5)")
     add("--ttft-ms", type=_positive, default=200.0, metavar="MS", help="the simulator's (200)")
-    add("--load-processes", type=_count, metavar="N", help="one for every 300 clients")
+    add("--load-processes", type=count, metavar="N", help="one for every 300 clients")
     add(
         "--delta-window",
         type=_windows,
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     loads = ", ".join(f"{clients} × {rate:g}/s" for clients, rate in MATRIX)
     add("--matrix", action="store_true", help=f"{loads} instead of --clients and --rate")
-    add("--repeat", type=_count, metavar="N", help="runs of each; medians count (1; matrix: 3)")
+    add("--repeat", type=count, metavar="N", help="runs of each; medians count (1; matrix: 3)")
     add(
         "--handshakes",
         action="store_true",
@@ -108,13 +109,6 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
 
 

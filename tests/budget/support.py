@@ -8,26 +8,25 @@ from functools import cache
 import attrs
 import pytest
 
-from coach.budget import scripts
 from coach.budget.quota import NOTHING, Amounts
-from coach.store import Redis, Script
+from coach.store import Redis, Script, script
 
 CLOCK = "clock"
 
 
 def edit_scripts(monkeypatch: pytest.MonkeyPatch, *edits: tuple[str, str]) -> None:
     """Replace text in the sources of the scripts, in whichever it stands."""
-    assembled = scripts.assembled
+    unedited = script
 
     @cache
     def edited(name: str) -> Script:
-        source = assembled(name).source
+        source = unedited(name).source
         for old, new in edits:
             assert old in source or name.startswith("limit_"), old
             source = source.replace(old, new)
         return Script(name, source, hashlib.sha1(source.encode()).hexdigest())
 
-    monkeypatch.setattr(scripts, "assembled", edited)
+    monkeypatch.setattr("coach.budget.scripts.script", edited)
 
 
 def use_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import trio
 from coach import config
 from coach.budget import UserLimits, scripts, user_limits
 from coach.errors import Overloaded, RateLimited
-from coach.store import Redis, open_embedded, open_redis
+from coach.store import Redis, open_embedded, open_redis, script
 from tests.support.cancels import cancel_at_step
 from tests.support.valkey import open_test_redis
 
@@ -130,7 +130,7 @@ async def test_reservation_that_comes_after_its_refund_does_not_revive(tmp_path:
     async with open_test_redis(tmp_path) as redis:
         keys = (USER, ORG, "limit:{school}:hold:x")
         await scripts.limit_settle(redis, keys, requests=0, tokens=0, hold_s=61)
-        late = scripts.assembled("limit_reserve")
+        late = script("limit_reserve")
         assert await late(redis, keys, (5, "9 9 9 9", 61)) == [b"ended"]
         assert not await redis.exists(USER, ORG)
 

@@ -15,8 +15,8 @@ from coach.errors import Overloaded
 from coach.grading.desk import Desk, Done, JobState
 from coach.grading.queue import Queue
 from coach.grading.records import LANES
-from coach.grading.scripts import BOUNDS_MS, UNIT, assembled
-from coach.store import Redis
+from coach.grading.scripts import BOUNDS_MS, UNIT
+from coach.store import Redis, script
 
 from .support import (
     GRADE,
@@ -284,7 +284,7 @@ async def test_latencies_and_events_are_counted_for_all_graders_together(tmp_pat
 
 
 def test_the_script_and_python_count_by_the_same_bounds() -> None:
-    source = assembled("queue_depth").source
+    source = script("queue_depth").source
     bounds = re.search(r"BOUNDS_MS = \{ ([\d, ]+) \}", source)
     assert bounds is not None
     assert tuple(map(int, bounds[1].split(", "))) == BOUNDS_MS

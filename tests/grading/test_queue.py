@@ -17,7 +17,7 @@ import trio
 from coach.errors import BadMessage, Conflict, Forbidden, Overloaded
 from coach.grading.queue import Claim, LaneStatistics, Queue, Receiver
 from coach.grading.records import LANES
-from coach.grading.scripts import UNIT, assembled
+from coach.grading.scripts import UNIT
 from coach.store import Redis, ResponseError, script
 from tests.support.valkey import open_test_redis
 
@@ -652,8 +652,7 @@ BAD_CALLS: list[tuple[str, list[Any], str]] = [
 async def test_scripts_refuse_bad_arguments_by_name_and_write_nothing(tmp_path: Path) -> None:
     async with open_test_redis(tmp_path) as redis:
         for name, args, argument in BAD_CALLS:
-            called = script(name) if name == "queue_mail" else assembled(name)
             keys = [f"{{0}}:{number}" for number in range(13)]
             with pytest.raises(ResponseError, match=f"COACH_BADARG {argument}$"):
-                await called(redis, keys, args)
+                await script(name)(redis, keys, args)
         assert await redis.execute_command("DBSIZE") == 0

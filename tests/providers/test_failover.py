@@ -16,7 +16,7 @@ def test_every_kind_has_its_meaning() -> None:
     kinds = set(get_args(ErrorKind))
     assert kinds >= FAULTS | FINAL
     assert not FAULTS & FINAL
-    assert kinds - FAULTS - FINAL == {"rate_limited", "refused"}
+    assert kinds - FAULTS - FINAL == {"rate_limited", "accelerated", "refused"}
     assert [is_fault("cut"), is_final("cut"), is_final("filtered")] == [True, False, True]
 
 

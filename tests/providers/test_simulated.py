@@ -112,7 +112,7 @@ async def test_feedback_and_a_grade(tmp_path: Path, kind: Kind) -> None:
 
 FAULTS: list[tuple[FaultName, ErrorKind, ErrorKind]] = [
     ("rate_limited", "rate_limited", "rate_limited"),
-    ("spend_limit", "rate_limited", "auth"),
+    ("spend_limit", "spend_cap", "spend_cap"),
     ("server_error", "server_error", "server_error"),
     ("overloaded", "overloaded", "overloaded"),
     ("unavailable", "server_error", "server_error"),
@@ -149,12 +149,12 @@ async def test_what_becomes_of_every_fault(
 async def test_what_openai_counts_is_told_in_its_headers(tmp_path: Path) -> None:
     """And what is refused says when to come back, to the millisecond."""
     heads: list[dict[str, str]] = []
-    async with place(tmp_path, "openai", tokens_per_minute=4_000) as here:
+    async with place(tmp_path, "openai", tokens_per_minute=6_000) as here:
         await here.provider.complete(ASKED, on_headers=lambda head: heads.append(dict(head)))
         await here.provider.complete(ASKED)
         with pytest.raises(ProviderError) as caught:
             await here.provider.complete(ASKED)
-    assert heads[0]["x-ratelimit-limit-tokens"] == "4000"
+    assert heads[0]["x-ratelimit-limit-tokens"] == "6000"
     assert caught.value.kind == "rate_limited"
     assert caught.value.retry_after_s is not None
     assert 0 < caught.value.retry_after_s < 60

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-_BEHIND = re.compile(r"\b(?:Behind|behind) (\w+)\.lua\b")
+from coach.store.scripts import library_of
+
 _DATA = re.compile(r"\bData and invariants: (\w+)\.lua\b")
 _KEY = re.compile(r"KEYS\[[\w #+*-]+\]|[A-Za-z_][\w.]*")
 _CLOCKS = re.compile(r"\bos\.(?:time|clock|date)\b")
@@ -27,10 +28,9 @@ def split(source: str) -> tuple[str, str]:
 def chain(name: str, sources: Mapping[str, str]) -> list[str]:
     """The names of the files that run as one script, the base first."""
     names = [name]
-    while (base := _BEHIND.search(split(sources[names[0]])[0])) and base[1] not in names:
-        if base[1] not in sources:
-            break
-        names.insert(0, base[1])
+    while (base := library_of(sources[names[0]])) in sources and base not in names:
+        assert base is not None
+        names.insert(0, base)
     return names
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coach.store.scripts import FOLDER
+from coach.store.scripts import FOLDER, script
 from tests.store.lua_rules import chain, problems
 from tests.support.valkey import open_test_redis
 
@@ -40,6 +40,20 @@ async def test_every_script_compiles(tmp_path: Path) -> None:
         for name in SOURCES:
             whole = "\n".join(SOURCES[each] for each in chain(name, SOURCES))
             assert await redis.script_load(whole), name
+
+
+def test_a_script_is_sent_behind_its_libraries() -> None:
+    """In the order in which their headers name them, each once, also where a line ends between."""
+    for name, libraries in {
+        "queue_mail": [],
+        "limit_reserve": ["arguments", "budget_window"],
+        "budget_admit": ["arguments", "budget_window", "budget_quota", "budget_line"],
+        "queue_cancel": ["arguments", "queue_jobs"],
+        "circuit_report": ["arguments"],
+    }.items():
+        whole = script(name).source
+        assert whole == "\n".join(SOURCES[each] for each in [*libraries, name])
+        assert chain(name, SOURCES) == [*libraries, name]
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ class Books:
 
     requests: float
     tokens: Mapping[str, float]
-    """By kind, as the provider counts."""
+    """By kind, as the provider's answers tell."""
     booked: Mapping[str, float]
     """By kind, `coach_tokens_total`."""
     cancelled: float
@@ -172,9 +172,13 @@ class Books:
         """As they stand."""
         stats = await stack.providers[provider].stats()
         kinds = ("input", "cache_write", "cache_read", "output")
+        tokens = {kind: stats[f"{kind}_tokens"] for kind in kinds}
+        if provider == SECOND:  # it speaks Chat Completions: what fills the cache is input as any
+            tokens["input"] += tokens["cache_write"]
+            tokens["cache_write"] = 0.0
         return cls(
             requests=stats["requests"] - stats["judge_requests"],
-            tokens={kind: stats[f"{kind}_tokens"] for kind in kinds},
+            tokens=tokens,
             booked={
                 kind: await stack.metric("coach_tokens_total", provider=provider, kind=kind)
                 for kind in kinds

@@ -1,6 +1,6 @@
 --[[
 budget_line.lua: an endpoint's waiting line: its tickets, and who is next. Not run by itself:
-coach/budget/scripts.py puts it, behind budget_quota.lua, before the other budget_* scripts.
+coach/store/scripts.py puts it, behind budget_quota.lua, before the other budget_* scripts.
 
 KEYS[2]  line:{endpoint}     ZSET    "<arrival>|<ticket>" -> lane * 2^51 + start; lower is sooner;
                                      arrival: 16 digits, microseconds of the Redis clock

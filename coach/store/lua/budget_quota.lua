@@ -1,6 +1,6 @@
 --[[
 budget_quota.lua: what an endpoint has spent, and how much may be spent now. Not run by itself:
-coach/budget/scripts.py puts it, behind budget_window.lua, before the other budget_* scripts.
+coach/store/scripts.py puts it, behind budget_window.lua, before the other budget_* scripts.
 
 KEYS[1]  spend:{endpoint}    HASH    rule "window": window of 61 s: requests, input, output, tokens
                                      (input + output), and credit "ms a b c d": pacing, see below;

@@ -1,6 +1,6 @@
 --[[
-budget_window.lua: a rolling window in one-second buckets. Not run by itself: coach/budget/scripts.py
-puts it before every limit_* and budget_* script.
+budget_window.lua: a rolling window in one-second buckets. Not run by itself: coach/store/scripts.py
+puts it, behind arguments.lua, before every limit_* and budget_* script.
 
 A window is a HASH with a number per dimension in every value, "a b …":
   <second>  what was spent in that second of the Redis clock; gone when zero
@@ -34,10 +34,6 @@ local function packed(values)
     texts[i] = string.format("%.0f", values[i])
   end
   return table.concat(texts, " ")
-end
-
-local function is_int_in(value, low, high)
-  return value ~= nil and value == math.floor(value) and value >= low and value <= high
 end
 
 local function are_ints_in(values, count, low, high)

@@ -12,20 +12,15 @@ ARGV[6]  arrivals_min integer, 0..1e12, thousandths: fewer do not pay for it
 Returns  {answer, ms for which it is warm}, and the answer is
          "ping" (the owner may) | "later" | "taken" (somebody does) | "poor" (it does not pay) | "cold"
 Errors   COACH_BADARG <name>. Nothing has been written.
-Clock    TIME of Redis.
+Clock    TIME of Redis. Behind arguments.lua.
 ]]
 local KEEP_MS = 14400000
-local LIMITS = {
+local arg, refusal = integers({
   { 2, "ahead_ms", 1, 3600000 }, { 3, "lease_ms", 1, 600000 }, { 4, "arrivals", 0, 1e6 },
   { 5, "horizon_ms", 1, 864000000 }, { 6, "arrivals_min", 0, 1e12 },
-}
-local arg = {}
-for _, limit in ipairs(LIMITS) do
-  local value = tonumber(ARGV[limit[1]])
-  if value == nil or value ~= math.floor(value) or value < limit[3] or value > limit[4] then
-    return redis.error_reply("COACH_BADARG " .. limit[2])
-  end
-  arg[limit[2]] = value
+})
+if not arg then
+  return refusal
 end
 local owner = ARGV[1]
 if owner == "" then

@@ -14,20 +14,15 @@ Errors   COACH_BADARG <name>. Nothing has been written.
 Clock    TIME of Redis.
 
 "failed" and "dropped" end the owner's own lead and nobody else's. "warm" ends anybody's: it says
-that there is nothing left to wait for.
+that there is nothing left to wait for. Behind arguments.lua.
 ]]
 local KEEP_MS = 14400000
-local LIMITS = {
+local arg, refusal = integers({
   { 3, "age_ms", 0, 3600000 }, { 4, "ttl_ms", 1, 86400000 }, { 5, "arrivals", 0, 1e6 },
   { 6, "horizon_ms", 1, 864000000 },
-}
-local arg = {}
-for _, limit in ipairs(LIMITS) do
-  local value = tonumber(ARGV[limit[1]])
-  if value == nil or value ~= math.floor(value) or value < limit[3] or value > limit[4] then
-    return redis.error_reply("COACH_BADARG " .. limit[2])
-  end
-  arg[limit[2]] = value
+})
+if not arg then
+  return refusal
 end
 local owner, how = ARGV[1], ARGV[2]
 if owner == "" then

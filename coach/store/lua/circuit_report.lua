@@ -28,22 +28,18 @@ Errors   COACH_BADARG <name>. Nothing has been written.
 Clock    TIME of Redis.
 
 What ends while it is open says nothing: those requests began before. While it ramps, two faults in a
-row open it again. The record lives an hour beyond its last report: then it is closed.
+row open it again. The record lives an hour beyond its last report: then it is closed. Behind
+arguments.lua.
 ]]
 local SHARES, TTL_MS, RAMP_FAULTS_MAX = { 10, 25, 50 }, 3600000, 2
-local LIMITS = {
+local arg, refusal = integers({
   { 1, "ok", 0, 1e6 }, { 2, "bad", 0, 1e6 }, { 3, "trailing", 0, 1e6 },
   { 4, "hold_ms", 0, 3600000 }, { 7, "faults_max", 1, 1000 }, { 8, "percent", 1, 100 },
   { 9, "requests_min", 1, 1e6 }, { 10, "window_ms", 1000, 600000 }, { 11, "open_ms", 1, 3600000 },
   { 12, "open_ms_max", 1, 3600000 }, { 13, "step_ms", 1, 600000 },
-}
-local arg = {}
-for _, limit in ipairs(LIMITS) do
-  local value = tonumber(ARGV[limit[1]])
-  if value == nil or value ~= math.floor(value) or value < limit[3] or value > limit[4] then
-    return redis.error_reply("COACH_BADARG " .. limit[2])
-  end
-  arg[limit[2]] = value
+})
+if not arg then
+  return refusal
 end
 local probe, owner = ARGV[5], ARGV[6]
 if probe ~= "" and probe ~= "ok" and probe ~= "fault" and probe ~= "dropped" then

@@ -1,5 +1,5 @@
 --[[
-cost_book.lua: add what one worker has booked on an org in an hour, once.
+cost_book.lua: add what one worker has booked on an org in an hour, once. Behind arguments.lua.
 
 The books of an org, all keys with the hash tag {org}. Hours and months are UTC, by the clock of the
 worker that booked: they are records, nothing is decided by them.
@@ -31,9 +31,6 @@ local keep_s, user_keep_s, flushed_s = tonumber(ARGV[3]), tonumber(ARGV[4]), ton
 local fields = tonumber(ARGV[6])
 local MEASURES, NANO, UNPRICED = 7, 6, 7
 
-local function is_int_in(value, low, high)
-  return value ~= nil and value == math.floor(value) and value >= low and value <= high
-end
 local function amounts_of(text)
   local amounts = {}
   for number in string.gmatch(text, "%d+") do

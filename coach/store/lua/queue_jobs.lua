@@ -1,6 +1,7 @@
 --[[
 queue_jobs.lua: a shard of the grading queue: its data, its order, and what becomes ready by itself.
-Not run by itself: coach/grading/scripts.py puts it before the other queue_* scripts (not queue_mail).
+Not run by itself: coach/store/scripts.py puts it, behind arguments.lua, before the other queue_*
+scripts (not queue_mail).
 
 KEYS[1]  ready    ZSET    "<arrival in 16 digits> <id>" -> rank = lane * 2^51 + start; lower is sooner
 KEYS[2]  delayed  ZSET    id -> when it is due, milliseconds of the Redis clock
@@ -58,10 +59,6 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function int(number)
   return string.format("%.0f", number)
-end
-
-local function is_int_in(value, low, high)
-  return value ~= nil and value == math.floor(value) and value >= low and value <= high
 end
 
 -- First and, for commands of ranges, first no longer.

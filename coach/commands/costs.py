@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
-import trio
 import typer
 
-from .errors import BadMessage, ConfigurationError
-from .options import ConfigOption, DataDirOption, load
+from ..errors import BadMessage, ConfigurationError
+from .options import ConfigOption, DataDirOption, ask_redis, load
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from . import config
-    from .ops import Prices
-    from .ops.bill import Bill
-    from .store import Redis
-
-T = TypeVar("T")
+    from ..ops import Prices
+    from ..ops.bill import Bill
+    from ..store import Redis
 
 CENT: Final = Decimal("0.01")
 FINE: Final = Decimal("0.0001")
@@ -67,8 +62,8 @@ def costs(
     """Print what was spent, this month by day if nothing else is asked."""
     if context.invoked_subcommand is not None:
         return
-    from .ops import load_prices
-    from .ops.bill import ask_for_bill, read_bill
+    from ..ops import load_prices
+    from ..ops.bill import ask_for_bill, read_bill
 
     settings = load(config_file, data_dir)
     prices, shown_in = load_prices(settings), currency or settings.costs.currency
@@ -77,7 +72,7 @@ def costs(
         question = ask_for_bill(org=org, user=user, by=by, since=since, until=until)
     except BadMessage as error:
         raise ConfigurationError(f"--{error}") from error
-    bill = _run(settings, partial(read_bill, question=question))
+    bill = ask_redis(settings, partial(read_bill, question=question))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(bill.as_json(prices, shown_in))))
     elif as_csv:
@@ -89,8 +84,8 @@ def costs(
 @budget_cli.command("show")
 def show(org: OrgOption, config_file: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Print an org's budget, who set it, and how much of it is spent."""
-    from .ops import load_prices
-    from .ops.bill import read_budget, spent_this_month
+    from ..ops import load_prices
+    from ..ops.bill import read_budget, spent_this_month
 
     settings = load(config_file, data_dir)
     prices, currency = load_prices(settings), settings.costs.currency
@@ -112,7 +107,7 @@ def show(org: OrgOption, config_file: ConfigOption = None, data_dir: DataDirOpti
         spent_text = _rounded(prices.from_nano(spent, currency))
         typer.echo(f"{org}: {spent_text} {currency} spent; {', '.join([*said, whose])}")
 
-    _run(settings, look)
+    ask_redis(settings, look)
 
 
 @budget_cli.command("set")
@@ -128,8 +123,8 @@ def set_(
     data_dir: DataDirOption = None,
 ) -> None:
     """Set an org's monthly budget while coach runs, in place of the settings'."""
-    from .ops import load_prices
-    from .ops.bill import LiveBudget, amount_of, set_budget
+    from ..ops import load_prices
+    from ..ops.bill import LiveBudget, amount_of, set_budget
 
     settings = load(config_file, data_dir)
     prices, currency = load_prices(settings), settings.costs.currency
@@ -145,36 +140,17 @@ def set_(
         None if amount is None else prices.to_nano(amount, currency) for amount in amounts
     )
     budget = LiveBudget(soft=of_soft, hard=of_hard)
-    _run(settings, partial(set_budget, org=org, budget=budget))
+    ask_redis(settings, partial(set_budget, org=org, budget=budget))
     show(org, config_file, data_dir)
 
 
 @budget_cli.command("clear")
 def clear(org: OrgOption, config_file: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Let the settings decide again."""
-    from .ops.bill import set_budget
+    from ..ops.bill import set_budget
 
-    _run(load(config_file, data_dir), partial(set_budget, org=org, budget=None))
+    ask_redis(load(config_file, data_dir), partial(set_budget, org=org, budget=None))
     show(org, config_file, data_dir)
-
-
-def _run(settings: config.Settings, ask: Callable[[Redis], Awaitable[T]]) -> T:
-    """What `ask` returns, given coach's Redis.
-
-    Raises:
-      ConfigurationError: it cannot be reached.
-    """
-    from .store import RedisError, find_embedded, open_redis
-
-    async def run() -> T:
-        url = settings.redis.url or await find_embedded(settings.data_path)
-        async with open_redis(url, wait_s=settings.redis.wait_s, name="coach-costs") as redis:
-            try:
-                return await ask(redis)
-            except RedisError as error:
-                raise ConfigurationError(f"redis.url: no answer: {error}") from error
-
-    return trio.run(run)
 
 
 def _table(bill: Bill, prices: Prices, currency: str) -> Table:

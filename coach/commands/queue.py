@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -17,13 +16,14 @@ import msgspec
 import trio
 import typer
 
-from .errors import CoachError, ConfigurationError
-from .options import ConfigOption, DataDirOption, load
+from ..errors import CoachError
+from .options import ConfigOption, DataDirOption, ask_redis, load
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .grading import Desk, Done, JobView, QueueStatistics
+    from ..grading import Desk, Done, JobView, QueueStatistics
+    from ..store import Redis
 
 T = TypeVar("T")
 
@@ -198,30 +198,13 @@ def _set_mode(
 def _run(work: Callable[[Desk], Awaitable[None]], *where: Any) -> None:
     settings = load(*where)
 
-    async def run() -> None:
-        async with _open_desk(settings) as desk:
-            await work(desk)
+    async def run(redis: Redis) -> None:
+        from ..grading import Desk
 
-    trio.run(run)
+        await redis.ping()
+        await work(Desk(redis, settings.grading))
 
-
-@asynccontextmanager
-async def _open_desk(settings: Any) -> AsyncIterator[Desk]:
-    """The queue of the Redis that the settings name.
-
-    Raises:
-      ConfigurationError: it does not answer.
-    """
-    from .grading import Desk
-    from .store import RedisError, find_embedded, open_redis
-
-    url = settings.redis.url or await find_embedded(settings.data_path)
-    async with open_redis(url, wait_s=settings.redis.wait_s, name="coach-queue") as redis:
-        try:
-            await redis.ping()
-            yield Desk(redis, settings.grading)
-        except RedisError as error:
-            raise ConfigurationError(f"redis.url: Redis does not answer: {error}") from error
+    ask_redis(settings, run)
 
 
 async def _each(
