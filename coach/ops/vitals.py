@@ -2,7 +2,7 @@
 
 A `Reading` is what the metrics say at a moment. Two readings give what happened between them:
 `vitals` makes one record of it, with what is wrong first. The thresholds are those of
-docs/alerts.yml, which asks the same of Prometheus.
+deploy/prometheus/coach.rules.yml, which asks the same of Prometheus.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ class HttpProvider:
         self._base_url = settings.base_url
         self._origin = origin_of(settings.base_url)
         self._path = api.path(urlsplit(settings.base_url).path.rstrip("/"))
+        for kind in REFUSALS:  # from 0 on: Prometheus sees no increase where there was no figure
+            metrics.provider_refusals_total.labels(self.name, kind)
 
     async def stream(
         self, prompt: Prompt, sink: Sink, *, on_headers: OnHeaders | None = None
