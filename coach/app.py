@@ -30,7 +30,7 @@ from quart_trio.asgi import TrioASGILifespan
 from . import config, edge
 from .backend import Backend, open_backend
 from .bridge import bridge, run_sampler
-from .budget import user_limits
+from .budget import open_user_limits
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
 from .grading import Desk, Latencies
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
@@ -146,7 +146,11 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
       ConfigurationError: see `open_backend`.
     """
     role = f"w{os.environ.get('COACH_WORKER', '0')}"
-    async with open_backend(settings, role=role) as backend, trio.open_nursery() as nursery:
+    async with (
+        open_backend(settings, role=role) as backend,
+        open_user_limits(backend.redis, settings.limits) as limits,
+        trio.open_nursery() as nursery,
+    ):
         sessions = Sessions(
             connections_per_user=settings.server.connections_per_user,
             ping_s=settings.server.ping_s,
@@ -158,7 +162,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             settings=settings,
             worker=backend.worker,
             authority=open_authority(settings),
-            limits=user_limits(backend.redis, settings.limits),
+            limits=limits,
             routes=[
                 Route(
                     provider=endpoint.provider,

@@ -37,7 +37,6 @@ from .providers import (
     Usage,
     Warmth,
     closes_gate,
-    estimate_tokens,
     hold_s,
     keep_warm,
     open_circuit,
@@ -192,7 +191,9 @@ class _Ping:
 
     async def __call__(self, prompt: Prompt, *, org: str) -> Usage | None:
         """See `coach.providers.Ping`."""
-        ask = Ask(input=estimate_tokens(prompt.characters()), output=prompt.output_tokens_max)
+        ask = Ask(
+            input=self._provider.estimator.most(prompt.size()), output=prompt.output_tokens_max
+        )
         async with self._budget.admit(ask, lane="background", org=org) as admission:
             await trio.lowlevel.checkpoint_if_cancelled()  # in the moment of its admission
             used = Usage(ask.input, 0, 0, 0)  # unless it is answered

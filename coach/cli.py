@@ -1,4 +1,4 @@
-"""The command line: `coach serve | grade | demo | doctor | costs | flags | queue | redis | token`.
+"""The command line: `coach serve | grade | demo | doctor | redis | token`, and `commands/`.
 
 A configuration mistake is one line on standard error and exit code 2, never a traceback.
 """
@@ -30,6 +30,7 @@ cli = typer.Typer(
 
 cli.add_typer(commands.flags.cli, name="flags")
 cli.add_typer(commands.costs.cli, name="costs")
+cli.add_typer(commands.limits.cli, name="limits")
 cli.add_typer(commands.queue.cli, name="queue")
 
 Model = Literal["simulated", "local"]

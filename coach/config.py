@@ -104,14 +104,18 @@ class Auth(Section, frozen=True, kw_only=True):
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """Rolling limits over any 60 s."""
+    """Rolling limits over any 60 s; `coach limits` changes them for an org or a user."""
 
+    mode: Literal["enforce", "shadow"] = "enforce"
+    """`shadow`: count, log and let everybody through."""
     user_requests_per_minute: Count = 30
     user_tokens_per_minute: Count = 60_000
     org_requests_per_minute: Count = 6_000
     org_tokens_per_minute: Count = 6_000_000
     wait_s: Seconds = 5.0
     """How long a turn may wait for Redis."""
+    lease_s: Annotated[float, Meta(ge=1, le=60)] = 10.0
+    """A dead worker's reservations are refunded after it."""
 
 
 class Quota(Section, frozen=True, kw_only=True):

@@ -1,21 +1,28 @@
 """What may be spent: the limits of users and orgs, and the quotas of provider endpoints."""
 
 from .endpoint import Admission, BudgetStatistics, EndpointBudget, open_endpoint_budget
-from .limits import Reservation, UserLimits, user_limits
+from .limits import Reservation, UserLimits, open_user_limits
 from .quota import LANES, Ask, Lane
+from .rules import LIMIT_MAX, Limit, Rule, set_rule, show_limits, show_rules
 from .ungoverned import FreeAdmission, Ungoverned
 
 __all__ = [
     "LANES",
+    "LIMIT_MAX",
     "Admission",
     "Ask",
     "BudgetStatistics",
     "EndpointBudget",
     "FreeAdmission",
     "Lane",
+    "Limit",
     "Reservation",
+    "Rule",
     "Ungoverned",
     "UserLimits",
     "open_endpoint_budget",
-    "user_limits",
+    "open_user_limits",
+    "set_rule",
+    "show_limits",
+    "show_rules",
 ]

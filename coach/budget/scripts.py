@@ -1,4 +1,4 @@
-"""The scripts of this room with types, and how long one insists on them.
+"""The budget_* scripts with types, and how long one insists on any script of this room.
 
 Every one may be run again after `ConnectionLost`: reservations and tickets have names their owner
 chose, and a script that meets a name it knows changes nothing.
@@ -97,41 +97,6 @@ async def insist(run: Callable[[], Awaitable[object]]) -> None:
             await trio.sleep(RETRY_S)
         else:
             return
-
-
-@attrs.frozen
-class Over:
-    """A limit is reached."""
-
-    limit: str
-    """user_requests, user_tokens, org_requests or org_tokens."""
-    left: int
-    retry_s: float | None
-    """None: the request is larger than the whole limit."""
-
-
-async def limit_reserve(
-    redis: Redis, keys: Sequence[str], *, tokens: int, limits: Sequence[int], hold_s: int
-) -> Over | None:
-    """See limit_reserve.lua; None: reserved.
-
-    Raises:
-      RedisError: also for a hold that has ended.
-    """
-    reply = await script("limit_reserve")(redis, keys, (tokens, " ".join(map(str, limits)), hold_s))
-    match reply:
-        case [b"reserved"]:
-            return None
-        case [b"over", limit, left, retry_ms]:
-            return Over(limit.decode(), left, None if retry_ms < 0 else retry_ms / 1000)
-    raise RedisError(f"limit_reserve: {reply!r}")
-
-
-async def limit_settle(
-    redis: Redis, keys: Sequence[str], *, requests: int, tokens: int, hold_s: int
-) -> None:
-    """See limit_settle.lua."""
-    await script("limit_settle")(redis, keys, (requests, tokens, hold_s))
 
 
 @attrs.frozen

@@ -1,9 +1,9 @@
-"""The groups of the command line, each in its module: `coach costs`, `coach flags`, `coach queue`.
+"""The groups of the command line, each in its module: `coach costs`, `coach flags` and so on.
 
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import costs, flags, queue
+from . import costs, flags, limits, queue
 from .options import ConfigOption, DataDirOption, load
 
-__all__ = ["ConfigOption", "DataDirOption", "costs", "flags", "load", "queue"]
+__all__ = ["ConfigOption", "DataDirOption", "costs", "flags", "limits", "load", "queue"]

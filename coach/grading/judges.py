@@ -16,7 +16,7 @@ import structlog
 
 from ..budget import Ask
 from ..errors import Overloaded, TooLarge
-from ..providers import Block, ProviderError, closes_gate, estimate_tokens, hold_s, judge_prompt
+from ..providers import Block, ProviderError, closes_gate, hold_s, judge_prompt
 from ..store import RedisError
 from .answers import InvalidAnswer, check_answer
 from .ensemble import total
@@ -186,7 +186,7 @@ class Judge:
 
     async def _complete(self, prompt: Prompt, spent: Spent, *, lane: Lane, org: str) -> Completion:
         """Ask within the budget; rate limits close the gate for all and are waited for."""
-        estimate = estimate_tokens(prompt.characters())
+        estimate = self._provider.estimator.most(prompt.size())
         for gate in range(1, GATES_MAX + 1):
             try:
                 return await self._admitted(prompt, estimate, spent, lane=lane, org=org)

@@ -73,6 +73,11 @@ tokens_total: Final = Counter(
 client_errors_total: Final = Counter(
     "coach_client_errors_total", "Errors sent to clients, by wire code.", ["code"]
 )
+limit_refusals_total: Final = Counter(
+    "coach_limit_refusals_total",
+    "Requests over a limit of their user or org, by limit; mode shadow: let through all the same.",
+    ["limit", "mode"],
+)
 failovers_total: Final = Counter(
     "coach_failovers_total",
     "Feedback turns that went on to another provider, by who failed and how.",

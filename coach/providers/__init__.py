@@ -7,6 +7,7 @@ synchronously, from the connection's reader task, with each piece as it arrives.
 
 from .cacheable import ANTHROPIC_PRICE, CachePrice, Terms, terms_of
 from .circuit import Circuit, Leave, open_circuit
+from .estimator import Estimator
 from .exchange import ReceiverFailed
 from .failover import FirstTokens, closes_gate, hold_s, is_fault, is_final
 from .keepwarm import Ping, keep_warm
@@ -23,6 +24,7 @@ from .records import (
     Sink,
     Usage,
     estimate_tokens,
+    size_of,
 )
 from .unpooled import Unpooled
 from .warmth import Interest, Visit, Warmth, open_warmth
@@ -34,6 +36,7 @@ __all__ = [
     "Circuit",
     "Completion",
     "ErrorKind",
+    "Estimator",
     "FirstTokens",
     "Interest",
     "Leave",
@@ -65,5 +68,6 @@ __all__ = [
     "open_provider",
     "open_warmth",
     "origin_of",
+    "size_of",
     "terms_of",
 ]

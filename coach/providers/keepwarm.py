@@ -128,7 +128,7 @@ class KeepWarm:
 
     async def _consider_now(self, prefix: Prefix) -> float | None:
         """Ping it if it is this worker's to do and pays; gives when to think again, in seconds."""
-        worth = arrivals_min(self._price, prefix.tokens or prefix.characters // CHARACTERS_MANY)
+        worth = arrivals_min(self._price, prefix.tokens or prefix.size // CHARACTERS_MANY)
         try:
             answer, left_s = await self._warmth.claim(prefix, arrivals_min=worth)
         except RedisError as error:

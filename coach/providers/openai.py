@@ -25,7 +25,7 @@ from .answer import (
     seconds_of,
 )
 from .exchange import Header
-from .records import Block, Completion, ErrorKind, Prompt, Sink, Usage, estimate_tokens
+from .records import Block, Completion, ErrorKind, Prompt, Sink, Usage, estimate_tokens, size_of
 
 DONE: Final = b"[DONE]"
 USER_ID_CHARACTERS_MAX: Final = 64
@@ -352,7 +352,7 @@ class OpenAIStream(_Answer, StreamedAnswer):
         self._started = True
         self._model = chunk.model or ""
         # Tokens are counted at the end only; until then, an answer that is cut has cost this.
-        estimate = estimate_tokens(self._prompt.characters())
+        estimate = estimate_tokens(self._prompt.size())
         self._sink.on_start(self._model, Usage(estimate, 0, 0, 0))
 
 
@@ -465,7 +465,7 @@ def _usage(counts: _Counts | None, prompt: Prompt, text: str) -> Usage:
     details = counts.prompt_tokens_details or _Details()
     cached, written = details.cached_tokens or 0, details.cache_write_tokens or 0
     if counts.prompt_tokens is None:
-        fresh = estimate_tokens(prompt.characters())
+        fresh = estimate_tokens(prompt.size())
     else:
         fresh = max(0, counts.prompt_tokens - cached - written)
     output = counts.completion_tokens
@@ -473,7 +473,7 @@ def _usage(counts: _Counts | None, prompt: Prompt, text: str) -> Usage:
         input=fresh,
         cache_write=written,
         cache_read=cached,
-        output=estimate_tokens(len(text)) if output is None else output,
+        output=estimate_tokens(size_of(text)) if output is None else output,
     )
 
 

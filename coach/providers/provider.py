@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 from ..ops import metrics
 from .answer import Api, OnHeaders
 from .anthropic import Anthropic
+from .estimator import Estimator
 from .exchange import StreamError, StreamRequest
 from .openai import OpenAI
 from .pool import OpensStreams, origin_of
@@ -40,6 +41,10 @@ class Provider(Protocol):
     @property
     def model(self) -> str:
         """The one that is asked for."""
+
+    @property
+    def estimator(self) -> Estimator:
+        """What the model makes of text; learns from every answer."""
 
     async def stream(
         self, prompt: Prompt, sink: Sink, *, on_headers: OnHeaders | None = None
@@ -97,6 +102,7 @@ class HttpProvider:
     def __init__(self, settings: config.Provider, pool: OpensStreams, api: Api) -> None:
         self.name: Final = settings.name
         self.model: Final = settings.model
+        self.estimator: Final = Estimator()
         self._api = api
         self._pool = pool
         self._api_key = settings.api_key
@@ -125,7 +131,7 @@ class HttpProvider:
             except StreamError as error:
                 if not answer.stopped:
                     raise self._lost(error, tokens_shown=answer.tokens_shown) from error
-            return answer.completion()
+            return self._learnt(prompt, answer.completion())
 
     async def complete(self, prompt: Prompt, *, on_headers: OnHeaders | None = None) -> Completion:
         """See `Provider`."""
@@ -137,7 +143,7 @@ class HttpProvider:
                     await stream.wait_end()
             except StreamError as error:
                 raise self._lost(error, tokens_shown=False) from error
-            return answer.completion()
+            return self._learnt(prompt, answer.completion())
 
     def check(self) -> None:
         """Raise ValueError if no request can be made of the settings."""
@@ -154,6 +160,11 @@ class HttpProvider:
             headers=self._api.headers(self._api_key, stream=stream),
             body=body,
         )
+
+    def _learnt(self, prompt: Prompt, completion: Completion) -> Completion:
+        usage = completion.usage
+        self.estimator.learn(prompt.size(), usage.input + usage.cache_write + usage.cache_read)
+        return completion
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

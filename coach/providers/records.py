@@ -10,8 +10,8 @@ import attrs
 
 from ..errors import ProviderUnavailable
 
-CHARACTERS_PER_TOKEN: Final = 3.5
-"""English prose has about 4, other languages fewer; too many tokens is the safe side here."""
+BYTES_PER_TOKEN: Final = 3.5
+"""Of UTF-8. English prose has about 4.4; too many tokens is the safe side here."""
 TOKENS_AROUND: Final = 16
 """Roles and delimiters that providers count beside the text."""
 
@@ -74,11 +74,11 @@ class Prompt:
     user_id: str | None = None
     """Opaque name of the student, for the provider's abuse detection; never a real name."""
 
-    def characters(self) -> int:
-        """Length of all text, for `estimate_tokens`; the schema is part of what is read."""
+    def size(self) -> int:
+        """Bytes of all text in UTF-8, for estimates; the schema is part of what is read."""
         blocks = [*self.system, *(block for message in self.messages for block in message.blocks)]
         schema = len(str(self.schema)) if self.schema is not None else 0
-        return sum(len(block.text) for block in blocks) + schema
+        return sum(size_of(block.text) for block in blocks) + schema
 
 
 @attrs.frozen(kw_only=True)
@@ -145,10 +145,15 @@ class ProviderError(ProviderUnavailable):
         self.tokens_shown = tokens_shown
 
 
-def estimate_tokens(characters: int) -> int:
-    """Upper estimate of the tokens of a text, before anybody has counted.
+def size_of(text: str) -> int:
+    """Bytes of a text in UTF-8; a lone half of a pair counts as what replaces it."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def estimate_tokens(size: int) -> int:
+    """Upper estimate of the tokens of a text of any model, where nothing was learnt of it.
 
     Args:
-      characters: `Prompt.characters()`, or the length of a text; 0 or more.
+      size: `Prompt.size()`, or `size_of` a text; 0 or more.
     """
-    return math.ceil(characters / CHARACTERS_PER_TOKEN) + TOKENS_AROUND
+    return math.ceil(size / BYTES_PER_TOKEN) + TOKENS_AROUND

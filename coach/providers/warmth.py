@@ -39,7 +39,7 @@ import trio
 from ..nurseries import running
 from ..ops import metrics
 from ..store import Redis, RedisError, script
-from .records import CHARACTERS_PER_TOKEN
+from .records import BYTES_PER_TOKEN, size_of
 
 if TYPE_CHECKING:
     from .. import config
@@ -92,7 +92,7 @@ class Prefix:
     key: str
     system: tuple[Block, ...]
     schema: Any
-    characters: int
+    size: int
     warm_until: float = -inf
     """Until then the provider's cache holds it, less the margin; as far as is known."""
     began_at: float = -inf
@@ -497,15 +497,15 @@ class Warmth:
         """The prompt's prefix; None: it is not cached, or as many are known as may be."""
         if self.terms is None or not (prompt.system and prompt.system[-1].cache):
             return None
-        characters = sum(len(block.text) for block in prompt.system)
-        if characters / CHARACTERS_PER_TOKEN < self.terms.tokens_min:
+        size = sum(size_of(block.text) for block in prompt.system)
+        if size / BYTES_PER_TOKEN < self.terms.tokens_min:
             return None
         key = self._key(prompt)
         prefix = self._prefixes.get(key)
         if prefix is None:
             if len(self._prefixes) >= self._settings.prefixes_max and not self._forget_one():
                 return None
-            prefix = Prefix(key, prompt.system, prompt.schema, characters)
+            prefix = Prefix(key, prompt.system, prompt.schema, size)
             self._prefixes[key] = prefix
         self._prefixes.move_to_end(key)
         return prefix

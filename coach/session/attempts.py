@@ -25,6 +25,7 @@ from ..providers import (
     hold_s,
     is_fault,
     is_final,
+    size_of,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Attempt:
             return Usage(0 if self.refused else ask.input, 0, 0, 0)
         if self.whole or not text:
             return self.usage
-        shown = estimate_tokens(sum(map(len, text)))
+        shown = estimate_tokens(sum(map(size_of, text)))
         return attrs.evolve(self.usage, output=max(self.usage.output, shown))
 
 
@@ -217,8 +218,9 @@ class Attempts:
         dies, its turns' settlements must not stand in Redis before their admissions elsewhere.
         """
         self._untried -= 1
-        prompt = attrs.evolve(prompt, output_tokens_max=route.output_tokens_max)
-        ask = Ask(input=estimate_tokens(prompt.characters()), output=route.output_tokens_max)
+        output = min(prompt.output_tokens_max, route.output_tokens_max)
+        prompt = attrs.evolve(prompt, output_tokens_max=output)
+        ask = Ask(input=route.provider.estimator.most(prompt.size()), output=output)
         reserved = attrs.evolve(ask, input=max(1, ask.input - route.warmth.expected_read(prompt)))
         has_ended = moves_on = False
         wished_at = trio.current_time()

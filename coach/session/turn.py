@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
+import attrs
 import trio
 
 from ..errors import CoachError
 from ..ops import metrics
-from ..providers import estimate_tokens, feedback_prompt
+from ..providers import feedback_prompt
 from . import wire
 from .attempts import Attempts
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .outbox import Outbox
     from .pacer import Pacer
     from .services import Services
+
+ANSWER_TOKENS_MIN: Final = 64
+"""An answer has at least so many to be worth asking for, also where a small limit leaves fewer."""
 
 
 class TurnCancelled(CoachError):
@@ -204,7 +208,9 @@ class Turn:
             output_tokens_max=max(route.output_tokens_max for route in services.routes),
             user_id=services.pseudonyms.of(org=identity.org, user=identity.user),
         )
-        tokens = estimate_tokens(prompt.characters()) + prompt.output_tokens_max
+        size = prompt.size()
+        read = max(route.provider.estimator.most(size) for route in services.routes)
+        read_least = min(route.provider.estimator.least(size) for route in services.routes)
         stall_s = services.settings.failover.stall_s_max
         routes = services.routes
         self._flags_off = tuple(services.flags.off_for(identity.user))
@@ -220,8 +226,13 @@ class Turn:
         )
         attempts = Attempts(self, routes, org=identity.org, stall_s=stall_s, book=book)
         async with services.limits.reserve(
-            user=identity.user, org=identity.org, tokens=tokens
+            user=identity.user,
+            org=identity.org,
+            tokens=read + prompt.output_tokens_max,
+            tokens_least=read_least + ANSWER_TOKENS_MIN,
         ) as reservation:
+            left = max(ANSWER_TOKENS_MIN, reservation.tokens - read)
+            prompt = attrs.evolve(prompt, output_tokens_max=min(prompt.output_tokens_max, left))
             try:
                 await attempts.run(prompt)
             finally:

@@ -26,7 +26,8 @@ def edit_scripts(monkeypatch: pytest.MonkeyPatch, *edits: tuple[str, str]) -> No
             source = source.replace(old, new)
         return Script(name, source, hashlib.sha1(source.encode()).hexdigest())
 
-    monkeypatch.setattr("coach.budget.scripts.script", edited)
+    for module in ("scripts", "limit_scripts"):
+        monkeypatch.setattr(f"coach.budget.{module}.script", edited)
 
 
 def use_clock(monkeypatch: pytest.MonkeyPatch) -> None:

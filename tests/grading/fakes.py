@@ -12,7 +12,7 @@ import trio
 
 from coach.budget import Ask, EndpointBudget, Lane
 from coach.grading.rubric import Rubric, load_rubric
-from coach.providers import Completion, Prompt, Provider, Usage
+from coach.providers import Completion, Estimator, Prompt, Provider, Usage
 
 RUBRIC = load_rubric()
 USAGE = Usage(input=100, cache_write=10, cache_read=1_000, output=50)
@@ -51,6 +51,7 @@ class FakeProvider:
     answer: Callable[[Prompt], Awaitable[str]] | None = None
     stop_reason: str = "end_turn"
     prompts: list[Prompt] = attrs.field(factory=list)
+    estimator: Estimator = attrs.field(factory=Estimator)
     running: int = 0
     running_peak: int = 0
 

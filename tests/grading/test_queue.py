@@ -347,7 +347,7 @@ async def test_a_failed_job_waits_then_comes_back_until_it_is_dead(tmp_path: Pat
     async with open_test_queue(tmp_path, attempts_max=3) as (queue, redis):
         await queue.submit(essay())
         for attempt in (1, 2):
-            failed = await queue.fail(await take(queue), reason=f"no {attempt}")
+            failed = await queue.fail(await take(queue), reason=f"no {attempt}", delay_s=60)
             assert failed is not None
             assert (failed.dead, failed.failures) == (None, attempt)
             assert not isinstance(await queue.claim(0, LANES), Claim)

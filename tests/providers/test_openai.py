@@ -44,7 +44,7 @@ PROMPT = Prompt(
     messages=(Message("user", (Block("draft"), Block("please"))),),
     output_tokens_max=100,
 )
-ESTIMATE = estimate_tokens(PROMPT.characters())
+ESTIMATE = estimate_tokens(PROMPT.size())
 SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 
 

@@ -57,12 +57,12 @@ def test_no_block_is_empty_and_the_same_prompt_gives_the_same_bytes() -> None:
 
 def test_estimates_count_everything_that_is_read() -> None:
     prompt = feedback("x" * 3500)
-    assert estimate_tokens(prompt.characters()) > 1000
+    assert estimate_tokens(prompt.size()) > 1000
     with_schema = judge_prompt(
         rubric="", assignment="", essay="", schema={"type": "object"}, output_tokens_max=1
     )
     without = judge_prompt(rubric="", assignment="", essay="", schema=None, output_tokens_max=1)
-    assert with_schema.characters() > without.characters()
+    assert with_schema.size() > without.size()
 
 
 def test_what_everybody_shares_is_long_enough_to_be_cached() -> None:

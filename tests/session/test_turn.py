@@ -285,6 +285,26 @@ async def test_a_whole_answer_is_charged_as_counted() -> None:
     assert world.limits.ended == [72]
 
 
+@pytest.mark.parametrize(("spare", "answer"), [(40, 64), (80, 80), (5_000, 100)])
+async def test_an_answer_is_no_longer_than_its_reservation(spare: int, answer: int) -> None:
+    """A small limit lends less than the most that may be used: then the answer is shorter."""
+    asked: list[Prompt] = []
+
+    async def script(prompt: Prompt, sink: Sink) -> Completion:
+        asked.append(prompt)
+        return await says("a word", usage=WHOLE)(prompt, sink)
+
+    world = World(script)
+    await run(new_turn()[0], world)
+    read = world.estimator.most(asked[0].size())
+    assert world.wanted[0]["tokens"] == read + 100
+    assert world.wanted[0]["tokens_least"] == world.estimator.least(asked[0].size()) + 64
+
+    world.tokens_lent = read + spare
+    await run(new_turn()[0], world)
+    assert asked[-1].output_tokens_max == answer
+
+
 @pytest.mark.parametrize(
     ("error", "gates"),
     [

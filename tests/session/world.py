@@ -24,7 +24,7 @@ from coach.grading import (
     load_rubric,
 )
 from coach.ops import Costs, Flags
-from coach.providers import Completion, FirstTokens, Prompt, Pseudonyms, Sink, Usage
+from coach.providers import Completion, Estimator, FirstTokens, Prompt, Pseudonyms, Sink, Usage
 from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
 from coach.session.auth import Identity
 from coach.store import ConnectionLost
@@ -49,6 +49,8 @@ class Held:
     """A reservation or an admission."""
 
     settled: object = None
+    tokens: int = 1_000_000
+    """Of a reservation: what may be used."""
     gate_s: float | None = None
 
     def settle(self, spent: object) -> None:
@@ -133,15 +135,22 @@ class World:
 
     rollout: config.Rollout = attrs.field(factory=config.Rollout)
     costs: Costs = attrs.field(factory=new_costs)
+    wanted: list[Mapping[str, object]] = attrs.field(factory=list)
+    """What was to be reserved in the limits."""
+    tokens_lent: int = 1_000_000
+    """What they lend, whatever was wanted."""
+    estimator: Estimator = attrs.field(factory=Estimator)
     name: str = "scripted"
     model: str = "script-1"
 
     @asynccontextmanager
-    async def reserve(self, **_: object) -> AsyncIterator[Held]:
+    async def reserve(self, **wanted: object) -> AsyncIterator[Held]:
         await trio.lowlevel.checkpoint()
+        self.wanted.append(wanted)
         if self.refuse is not None:
             raise self.refuse
         async with self._held(self.limits) as held:
+            held.tokens = self.tokens_lent
             yield held
 
     @asynccontextmanager

@@ -46,7 +46,7 @@ def test_a_script_is_sent_behind_its_libraries() -> None:
     """In the order in which their headers name them, each once, also where a line ends between."""
     for name, libraries in {
         "queue_mail": [],
-        "limit_reserve": ["arguments", "budget_window"],
+        "limit_reserve": ["arguments", "budget_window", "limit_window"],
         "budget_admit": ["arguments", "budget_window", "budget_quota", "budget_line"],
         "queue_cancel": ["arguments", "queue_jobs"],
         "circuit_report": ["arguments"],

@@ -309,7 +309,7 @@ async def the_bill_is_right(stack: Stack) -> None:
     assert set(lines) == {"feedback", "grading"}
     assert total["output"] - wasted["output"] <= counted["output"]
     estimated = total["output"] - counted["output"]
-    assert abs(estimated) <= 30 * wasted["requests"]
+    assert abs(estimated) <= 40 * wasted["requests"]
     dollars = sum(Decimal(price) * total[name] for name, price in SIM_PRICES.items())
     assert Decimal(total["cost"]) == dollars / 1_000_000
     report(f"{total['requests']} requests, {wasted['requests']} given up: {total['cost']} USD")

@@ -1,44 +1,48 @@
 --[[
-limit_settle.lua: replace a reservation by what was really used. Behind budget_window.lua.
+limit_settle.lua: replace a reservation by what was really used. Behind limit_window.lua, which
+describes the data.
 
-KEYS     as limit_reserve.lua
+KEYS[1..5]  as limit_reserve.lua
 
-ARGV[1]  requests  what was used: 0 (nothing was sent) or 1
-ARGV[2]  tokens    likewise; integer, 0..1e9; may be more than was reserved
-ARGV[3]  hold_s    how long the id is remembered, at least 61
+ARGV[1]  id        of the hold
+ARGV[2]  requests  what was used: 0 (nothing was sent) or 1
+ARGV[3]  tokens    likewise; integer, 0..1e9; may be more than was reserved
+ARGV[4]  age_s     seconds since it was reserved, by its owner's clock; integer, 0..1e9
+ARGV[5]  lease_ms  as limit_reserve.lua
+ARGV[6]  hold_s    likewise
 
 Returns  "settled"; "ended" for an id that was settled before (a retry): nothing changes;
-         "unknown" for one that never was or is forgotten: nothing changes but that it is ended
-         now, so that a reservation that comes late cannot revive it
+         "unknown" for one that never was, is forgotten or was lost: it is ended now, so that a
+         reservation that comes late cannot revive it, and what was used counts from when it began
 Errors   COACH_BADARG <name>. Nothing has been written.
 
-Invariants  I1 and I2 of limit_reserve.lua. The use counts in the second of the reservation.
+Invariants  I1, I2 and I4 of limit_reserve.lua. The use counts in the second of the reservation,
+         also where its lease had ended.
 ]]
-local requests, tokens, hold_s = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if not is_int_in(requests, 0, 1) then
-  return redis.error_reply("COACH_BADARG requests")
+local arg, refusal = integers({
+  { 2, "requests", 0, 1 }, { 3, "tokens", 0, 1e9 }, { 4, "age_s", 0, 1e9 },
+  { 5, "lease_ms", 1000, 60000 }, { 6, "hold_s", 121, 86400 },
+})
+if not arg then
+  return refusal
 end
-if not is_int_in(tokens, 0, 1e9) then
-  return redis.error_reply("COACH_BADARG tokens")
-end
-if not is_int_in(hold_s, 61, 86400) then
-  return redis.error_reply("COACH_BADARG hold_s")
-end
+local id, requests, tokens, age_s = ARGV[1], arg.requests, arg.tokens, arg.age_s
+local lease_ms, hold_s = arg.lease_ms, arg.hold_s
 
-local hold = redis.call("GET", KEYS[3])
-redis.call("SET", KEYS[3], "ended", "EX", hold_s)
+local hold, second, reserved = read_hold(KEYS[5])
+redis.call("SET", KEYS[5], "ended", "EX", hold_s)
 if hold == "ended" then
   return "ended"
-elseif not hold then
+elseif not hold and requests == 0 and tokens == 0 then
   return "unknown"
 end
-
-local second, reserved = string.match(hold, "^held (%d+) (%d+)$")
-local time = redis.call("TIME")
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 1, 2 do
-  local w = open_window(KEYS[i], 2, 60, now_ms)
-  spend(w, tonumber(second), { requests - 1, tokens - tonumber(reserved) })
-  close_window(w, hold_s)
+for at = 1, 3, 2 do
+  local w = open_limit(KEYS[at], KEYS[at + 1], lease_ms)
+  local used = { requests, tokens }
+  if hold and redis.call("ZREM", w.leases_key, lease_member(id, second, reserved)) == 1 then
+    used = { requests - 1, tokens - reserved }
+  end
+  w.is_changed = spend(w, second or w.now_s - age_s, used) or w.is_changed
+  close_limit(w, hold_s)
 end
-return "settled"
+return hold and "settled" or "unknown"
