@@ -7,7 +7,7 @@ import signal
 import trio
 
 from . import config
-from .backend import open_backend
+from .backend import Backend, open_backend
 from .grading import Judge, run_grader
 from .ops import log as logging
 
@@ -24,18 +24,7 @@ async def run_graders(settings: config.Settings) -> None:
         await nursery.start(_stop_on_signal, stopping)
         await run_grader(
             queue=backend.queue,
-            judges=[
-                Judge(
-                    endpoint.provider,
-                    endpoint.budget,
-                    backend.rubric,
-                    costs=backend.costs,
-                    warmth=endpoint.warmth,
-                    pseudonyms=backend.pseudonyms,
-                    output_tokens_max=endpoint.settings.judge_output_tokens_max,
-                )
-                for endpoint in backend.endpoints
-            ],
+            judges=judges_of(backend),
             rubric=backend.rubric,
             settings=settings.grading,
             costs=backend.costs,
@@ -43,6 +32,22 @@ async def run_graders(settings: config.Settings) -> None:
             stopping=stopping,
         )
         nursery.cancel_scope.cancel("the grader stops")
+
+
+def judges_of(backend: Backend) -> list[Judge]:
+    """The panel: a judge for each endpoint, called as it is."""
+    return [
+        Judge(
+            endpoint.provider,
+            endpoint.budget,
+            backend.rubric,
+            costs=backend.costs,
+            warmth=endpoint.warmth,
+            pseudonyms=backend.pseudonyms,
+            output_tokens_max=endpoint.settings.judge_output_tokens_max,
+        )
+        for endpoint in backend.endpoints
+    ]
 
 
 async def _stop_on_signal(

@@ -1,6 +1,13 @@
-"""How far grades agree with people's, and how to bring them closer. Statistics: no I/O, no Trio."""
+"""How far grades agree with people's, and how to bring them closer. No Trio, no network, no Redis.
 
-from .recalibrate import COVERAGE, Line, Split, Stage, choose, fit, lines, margin, split
+Calculating and drawing need `coach[evaluate]` (NumPy, scikit-learn, Matplotlib); importing the room
+does not.
+"""
+
+from .essays import ScoredEssay, ScoredEssays, key_of, read_essays
+from .figures import Evaluation, JudgedEssay, PanelFigures, Report, panels_of, report
+from .plot import draw_confusion
+from .recalibrate import COVERAGE, Split, Stage, choose, fit, lines, margin, split
 from .scale import ASAP, ASAP_RATERS, Scale
 from .statistics import Agreement, Ceilings, agreement, ceilings, interval, qwk, raters_in
 
@@ -10,18 +17,28 @@ __all__ = [
     "COVERAGE",
     "Agreement",
     "Ceilings",
-    "Line",
+    "Evaluation",
+    "JudgedEssay",
+    "PanelFigures",
+    "Report",
     "Scale",
+    "ScoredEssay",
+    "ScoredEssays",
     "Split",
     "Stage",
     "agreement",
     "ceilings",
     "choose",
+    "draw_confusion",
     "fit",
     "interval",
+    "key_of",
     "lines",
     "margin",
+    "panels_of",
     "qwk",
     "raters_in",
+    "read_essays",
+    "report",
     "split",
 ]

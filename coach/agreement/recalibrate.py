@@ -15,6 +15,8 @@ from typing import Final, Literal
 
 import attrs
 
+from ..grading import Line
+
 FIT_PERCENT: Final = 50
 INTERVAL_PERCENT: Final = 25
 OFFSET_ESSAYS_MIN: Final = 5
@@ -27,18 +29,6 @@ FOLDS: Final = 5
 COVERAGE: Final = 0.9
 
 Stage = Literal["none", "offset", "scale"]
-
-
-@attrs.frozen
-class Line:
-    """`offset + scale * score`, with scale above 0."""
-
-    offset: float = 0.0
-    scale: float = 1.0
-
-    def __call__(self, score: float) -> float:
-        """Not clipped: what lies beyond 0 and 100 is cut off once, of the panel's score."""
-        return self.offset + self.scale * score
 
 
 @attrs.frozen

@@ -3,7 +3,7 @@
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import costs, flags, limits, queue
+from . import costs, evaluate, flags, limits, queue
 from .options import ConfigOption, DataDirOption, load
 
-__all__ = ["ConfigOption", "DataDirOption", "costs", "flags", "limits", "load", "queue"]
+__all__ = ["ConfigOption", "DataDirOption", "costs", "evaluate", "flags", "limits", "load", "queue"]

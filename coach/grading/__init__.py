@@ -1,8 +1,10 @@
 """The grading queue, the judges, and the grader process that brings them together."""
 
+from .answers import Answer
+from .calibration import Bands, Line, panel_score
 from .desk import Desk, Done, JobView
 from .grader import run_grader
-from .judges import Judge
+from .judges import Judge, JudgeOut
 from .queue import Claim, Latencies, Mode, Queue, QueueStatistics
 from .records import (
     LANES,
@@ -20,7 +22,9 @@ from .rubric import Assignment, Criterion, Rubric, load_rubric
 
 __all__ = [
     "LANES",
+    "Answer",
     "Assignment",
+    "Bands",
     "Claim",
     "Criterion",
     "CriterionGrade",
@@ -30,9 +34,11 @@ __all__ = [
     "Grade",
     "JobView",
     "Judge",
+    "JudgeOut",
     "Kind",
     "Lane",
     "Latencies",
+    "Line",
     "Mode",
     "Queue",
     "QueueStatistics",
@@ -42,5 +48,6 @@ __all__ = [
     "SubmissionState",
     "Usage",
     "load_rubric",
+    "panel_score",
     "run_grader",
 ]

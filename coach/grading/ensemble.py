@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
+from .calibration import panel_score
 from .records import CriterionGrade, Grade, Usage
 
 if TYPE_CHECKING:
@@ -57,11 +58,9 @@ def combine(
 
     criteria = []
     spread = 0
-    score = Fraction(0)
     for criterion in rubric.criteria:
         bands = [answers[name].criteria[criterion.name].band for name in names]
         spread = max(spread, max(bands) - min(bands))
-        score += criterion.weight * medians[criterion.name] / criterion.band_max
         nearest = min(names, key=lambda name: distance(name, criterion.name))
         judgement = answers[nearest].criteria[criterion.name]
         criteria.append(
@@ -74,6 +73,7 @@ def combine(
                 reason=judgement.reason,
             )
         )
+    score = panel_score(rubric, {name: _bands(answers[name]) for name in names})
     speaker = min(names, key=lambda name: sum(distance(name, c.name) for c in rubric.criteria))
     return Grade(
         score=_half_up(score),
@@ -105,6 +105,10 @@ def total(usages: Iterable[Usage]) -> Usage:
         cache_read += usage.cache_read
         output += usage.output
     return Usage(input=input_, cache_write=cache_write, cache_read=cache_read, output=output)
+
+
+def _bands(answer: Answer) -> dict[str, int]:
+    return {name: judgement.band for name, judgement in answer.criteria.items()}
 
 
 def _half_up(value: Fraction) -> int:

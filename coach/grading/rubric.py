@@ -5,6 +5,7 @@ Pure but for reading the one file.
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -91,6 +92,10 @@ class Rubric(_Record, frozen=True, kw_only=True):
             lines.append(f"{criterion.name} ({criterion.label}, {criterion.weight} %)")
             lines += [f"  {band}: {anchor}" for band, anchor in enumerate(criterion.bands)]
         return "\n".join(lines)
+
+    def fingerprint(self) -> str:
+        """The same for rubrics that judges read the same: 12 hexadecimal digits."""
+        return hashlib.sha256(self.as_text().encode()).hexdigest()[:12]
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of a judge's answer, strict: nothing more, nothing less.

@@ -42,7 +42,15 @@ from .prices import CacheLife, Prices, TokenUsage
 
 log = structlog.get_logger()
 
-Reason = Literal["feedback", "grading", "regrade", "keep-warm", "wasted-cancel", "wasted-failover"]
+Reason = Literal[
+    "feedback",
+    "grading",
+    "regrade",
+    "evaluation",
+    "keep-warm",
+    "wasted-cancel",
+    "wasted-failover",
+]
 """Why money was spent. `wasted-cancel`: on answers that nobody waited for to their end;
 `wasted-failover`: on attempts that failed, after which another was made or nobody was left."""
 MEASURES: Final = (

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from coach.agreement import Line, choose, fit, lines, margin, split
+from coach.agreement import choose, fit, lines, margin, split
 from coach.agreement.recalibrate import SCALE_ESSAYS_MIN, misses_needed
+from coach.grading import Line
 
 
 def judged(
