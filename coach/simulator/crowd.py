@@ -170,10 +170,9 @@ def tally_from_json(said: dict[str, Any]) -> Tally:
     for name, value in said.items():
         now = getattr(tally, name)
         if isinstance(now, Histogram):
-            value = Histogram.from_json(value)
-        elif isinstance(now, Counter):
-            value = Counter(value)
-        setattr(tally, name, value)
+            setattr(tally, name, Histogram.from_json(value))
+        else:
+            setattr(tally, name, Counter(value) if isinstance(now, Counter) else value)
     return tally
 
 

@@ -96,9 +96,10 @@ class Host:
         return usages
 
     def machine(self) -> float | None:
-        """Share of all cores that anybody used since the last call; None: the first, or no /proc."""
+        """Share of all cores in use since the last call; None: it is the first, or no /proc."""
         try:
-            fields = [float(part) for part in (PROC / "stat").read_text().split("\n")[0].split()[1:]]
+            first_line = (PROC / "stat").read_text().partition("\n")[0]
+            fields = [float(part) for part in first_line.split()[1:]]
         except (OSError, ValueError):
             return None
         idle, whole = fields[3] + fields[4], sum(fields[:8])

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from .host import Usage
+from .host import SERVER_ROLES, Usage
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +36,7 @@ class Sample:
     """Turns that were told to wait in line, so far."""
     errors: int = 0
     """So far, as the next ones."""
-    error_codes: dict[str, int] = {}  # noqa: RUF012  frozen, and never changed
+    error_codes: dict[str, int] = attrs.field(factory=dict)
     submissions: int = 0
     graded: int = 0
     # -- the server, by its own metrics --------------------------------------------------------
@@ -70,8 +70,10 @@ class Sample:
     provider_429s: float | None = None
     """As the simulated provider counts them, judges' included; so far."""
     # -- money -------------------------------------------------------------------------------------
-    tokens: dict[str, int] = {}  # noqa: RUF012  likewise
+    tokens: dict[str, int] = attrs.field(factory=dict)
     """Of finished turns so far: input, cached, output."""
+    cost_per_writer_hour: float | None = None
+    """US dollars, over the last few seconds, grading included."""
 
     def cpu(self, role: str) -> float:
         """Cores that the processes of a role use together."""
@@ -87,7 +89,7 @@ class Sample:
 
     def fullest(self) -> Usage | None:
         """The server's process that is nearest to its limit of open files."""
-        known = [usage for usage in self.usages if usage.files_max and usage.role != "load generator"]
+        known = [each for each in self.usages if each.files_max and each.role in SERVER_ROLES]
         return max(known, key=lambda usage: usage.files / usage.files_max, default=None)
 
 

@@ -70,8 +70,10 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """Whether the run says something about the server: its own end did not come from those
-        who put the load on it."""
+        """Whether the run says something about the server.
+
+        It does not where those who put the load on it were at their end before it was.
+        """
         first = self.first
         return first is None or first.whose not in ("load generator", "simulated provider")
 
@@ -172,7 +174,8 @@ def _rules(ttft_ms: float, cores: int) -> Iterator[_Rule]:
         value=lambda sample: sample.loop_lag_p99_ms,
         least=LOOP_LAG_MS,
         told=lambda sample: (
-            f"it is {sample.loop_lag_p99_ms or 0:.0f} ms late (p99); workers {_cpu(sample, 'worker')}"
+            f"it is {sample.loop_lag_p99_ms or 0:.0f} ms late (p99);"
+            f" workers {_cpu(sample, 'worker')}"
         ),
     )
     yield _Rule(
@@ -218,7 +221,9 @@ def _rules(ttft_ms: float, cores: int) -> Iterator[_Rule]:
         whose="server",
         value=lambda sample: sample.queue,
         least=QUEUE,
-        told=lambda sample: f"{sample.queue or 0:.0f} essays wait; graders {_cpu(sample, 'grader')}",
+        told=lambda sample: (
+            f"{sample.queue or 0:.0f} essays wait; graders {_cpu(sample, 'grader')}"
+        ),
     )
     yield from _rules_for_the_load()
     yield from _rules_for_students(ttft_ms)

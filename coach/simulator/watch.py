@@ -6,7 +6,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -136,7 +136,7 @@ class Watch:
         self._earlier.append((now_s, kept, presence.lag_ms.copy()))
         return sample
 
-    def _server(self, scrape: Exposition) -> dict[str, float | None]:
+    def _server(self, scrape: Exposition) -> dict[str, Any]:
         before = self._scrapes[0] if self._scrapes else scrape
         self._scrapes.append(scrape)
 
@@ -144,7 +144,12 @@ class Watch:
             value = scrape.quantile(name, share, before)
             return None if value is None else value * 1_000
 
+        spent = scrape.total("coach_cost_nanodollars_total") / 1e9
+        spent -= before.total("coach_cost_nanodollars_total") / 1e9
+        hours = scrape.total("coach_writer_seconds_total") / 3_600
+        hours -= before.total("coach_writer_seconds_total") / 3_600
         return {
+            "cost_per_writer_hour": spent / hours if spent > 0 and hours > 0 else None,
             "sessions": scrape.total("coach_sessions"),
             "streams": scrape.total("coach_provider_streams"),
             "loop_lag_p99_ms": quantile_ms("coach_loop_lag_seconds", 0.99),
