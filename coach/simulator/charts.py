@@ -19,6 +19,8 @@ WIDTH: Final = 560
 HEIGHT: Final = 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 44, 12, 26
 _TICKS: Final = 4
+TOP_LEAST: Final = 0.01
+"""The end of a scale of nothing but zeros, and of a share of next to nothing."""
 COLOURS: Final = 5
 """Variables `--line-1` … that a page defines."""
 
@@ -45,9 +47,7 @@ class Chart:
     @property
     def shown(self) -> list[Series]:
         """The lines that have a point."""
-        return [
-            each for each in self.series if any(value is not None for _, value in each.points)
-        ]
+        return [each for each in self.series if any(value is not None for _, value in each.points)]
 
 
 def svg(chart: Chart, writers: Points, *, mark_s: float | None = None) -> str:
@@ -60,7 +60,7 @@ def svg(chart: Chart, writers: Points, *, mark_s: float | None = None) -> str:
     """
     last_s = max([1.0, *(at_s for at_s, _ in writers)])
     values = [value for each in chart.shown for _, value in each.points if value is not None]
-    top = _nice(max([1e-9, *values]))
+    top = _nice(max([TOP_LEAST, *values]))
     if chart.limit is not None and chart.limit <= top * 2:
         top = _nice(max(top, chart.limit))
     most = _nice(max([1.0, *(value or 0.0 for _, value in writers)]))
@@ -72,13 +72,20 @@ def svg(chart: Chart, writers: Points, *, mark_s: float | None = None) -> str:
         y, share = _y(number / _TICKS, 1.0), number / _TICKS
         parts += [
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>',
-            f'<text class="tick" x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">'
-            f"{_short(top * share)}</text>",
-            f'<text class="tick faint" x="{WIDTH - _RIGHT + 6}" y="{y + 4}">'
-            f"{_short(most * share)}</text>",
-            f'<text class="tick" x="{_x(last_s * share, last_s)}" y="{HEIGHT - 8}"'
-            f' text-anchor="middle">{_short(last_s * share)} s</text>',
+            (
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">'
+                f"{_short(top * share)}</text>"
+            ),
+            (
+                f'<text class="tick faint" x="{WIDTH - _RIGHT + 6}" y="{y + 4}">'
+                f"{_short(most * share)}</text>"
+            ),
         ]
+    parts += [
+        f'<text class="tick" x="{_x(at_s, last_s)}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f"{at_s} s</text>"
+        for at_s in _moments(last_s)
+    ]
     if chart.limit is not None and chart.limit <= top:
         y = _y(chart.limit, top)
         parts.append(f'<line class="limit" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
@@ -118,6 +125,11 @@ def _x(at_s: float, last_s: float) -> float:
 
 def _y(value: float, top: float) -> float:
     return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * min(1.0, value / top), 1)
+
+
+def _moments(last_s: float) -> range:
+    """Whole seconds, some five of them."""
+    return range(0, int(last_s) + 1, max(1, round(_nice(last_s / 5))))
 
 
 def _nice(value: float) -> float:

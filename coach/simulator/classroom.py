@@ -1,32 +1,33 @@
-"""The command line of the simulated class: options, live progress, and the table at the end."""
+"""The command line of the simulated class: what is asked for, and what a run leaves behind."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import attrs
 import trio
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from ..errors import ConfigurationError
-from .conversation import Tally
-from .writers import (
-    Plan,
-    Presence,
-    Report,
-    check_loopback,
-    check_reachable,
-    simulate,
-)
+from ..nurseries import open_plain_nursery
+from .arrivals import evenly, ramp_from, seconds_from, spike_from, steps_from
+from .crowd import PROCESSES_MAX, Crowd, run_crowd
+from .display import show_progress, show_result
+from .report import write_report
+from .verdict import TTFT_MS, judge
+from .watch import Targets, Watch
+from .writers import Plan, Report, check_loopback, check_reachable
 
-REFRESH_S = 0.25
-LINE_EVERY_S = 5.0
+AFTER_LAST_S: Final = 60.0
+"""How long a run goes on after the last arrival of a ramp or of steps, where nobody says."""
+LONG_PAUSES: Final = 0.2
+FLAKY: Final = 0.2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,31 +35,116 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     console = Console()
     try:
-        plan = Plan(
-            url=options.url.rstrip("/"),
-            writers=options.writers,
-            seconds=options.seconds,
-            seed=options.seed,
-            ramp_s=min(5.0, options.seconds / 10) if options.ramp is None else options.ramp,
-            turn_every_s=options.turn_every,
-        )
+        plan = plan_from(options)
+        if not 1 <= options.processes <= PROCESSES_MAX:
+            raise ConfigurationError(f"processes must be between 1 and {PROCESSES_MAX}")
         if not options.allow_remote:
             check_loopback(plan.url)
-        report = trio.run(_run, plan, console)
+        targets = Targets(
+            url=plan.url,
+            local=_is_local(plan.url),
+            provider_url=options.provider,
+            provider_ca=options.provider_ca,
+        )
+        watch = Watch(Crowd(plan), targets)
+        report = trio.run(partial(_run, watch, console, processes=options.processes))
+        verdict = judge(watch.samples, ttft_ms=options.ttft, cores=os.cpu_count() or 1)
     except ConfigurationError as error:
         _complain(str(error))
         return 2
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
-    console.print(_result(report))
-    if options.json is not None:
-        try:
-            options.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-        except OSError as error:
-            _complain(f"{options.json}: {error.strerror}")
-            return 2
+    console.print(show_result(report, verdict))
+    try:
+        if options.json is not None:
+            figures = {**report.as_dict(), "verdict": verdict.as_dict()}
+            options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        if options.report is not None:
+            page = write_report(options.report, report, watch.samples, verdict)
+            console.print(f"The report: {page}", soft_wrap=True)
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}")
+        return 2
     return 0 if report.ok else 1
+
+
+async def _run(watch: Watch, console: Console, *, processes: int) -> Report:
+    await check_reachable(watch.crowd.plan.url)
+    async with open_plain_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        nursery.start_soon(show_progress, watch, console)
+        report = await run_crowd(watch.crowd, processes=processes)
+        nursery.cancel_scope.cancel("the run has ended")
+    return report
+
+
+def plan_from(options: argparse.Namespace) -> Plan:
+    """The plan that the options ask for.
+
+    Raises:
+      ConfigurationError: they contradict each other, or a value is out of range.
+    """
+    plan = Plan(
+        url=options.url.rstrip("/"),
+        seed=options.seed,
+        turn_every_s=options.turn_every,
+        time_scale=options.time_scale,
+        long_pauses=options.long_pauses,
+        flaky=options.flaky,
+        orgs=options.orgs,
+        secret=_secret(options.secret),
+    )
+    scheduled = _schedule(options)
+    if scheduled is None and not options.spike:
+        seconds = plan.seconds if options.seconds is None else options.seconds
+        ramp_s = min(5.0, seconds / 10) if options.ramp is None else seconds_from(options.ramp)
+        writers = plan.writers if options.writers is None else options.writers
+        return attrs.evolve(plan, writers=writers, seconds=seconds, ramp_s=ramp_s)
+    if scheduled is None:
+        writers = plan.writers if options.writers is None else options.writers
+        ramp_s = 5.0 if options.ramp is None else seconds_from(options.ramp)
+        scheduled = evenly(writers, ramp_s)
+    elif options.writers is not None:
+        raise ConfigurationError("--ramp FIRST:LAST:TIME and --steps say how many: omit --writers")
+    spikes = [moment for spike in options.spike for moment in spike_from(spike)]
+    arrivals = tuple(sorted([*scheduled, *spikes]))
+    seconds = arrivals[-1] + AFTER_LAST_S if options.seconds is None else options.seconds
+    return attrs.evolve(plan, writers=len(arrivals), seconds=seconds, arrivals=arrivals)
+
+
+def _schedule(options: argparse.Namespace) -> tuple[float, ...] | None:
+    is_ramp = options.ramp is not None and ":" in options.ramp
+    if options.steps is None:
+        return ramp_from(options.ramp) if is_ramp else None
+    if options.ramp is not None:
+        raise ConfigurationError("--ramp and --steps exclude each other")
+    return steps_from(options.steps)
+
+
+def _secret(text: str | None) -> str | None:
+    """A key as it is, or that of a variable: a command line is seen by everybody on the machine."""
+    if text is None or not text.startswith("env:"):
+        return text
+    name = text.removeprefix("env:")
+    if not os.environ.get(name):
+        raise ConfigurationError(f"--secret {text}: there is no {name} in the environment")
+    return os.environ[name]
+
+
+def _is_local(url: str) -> bool:
+    try:
+        check_loopback(url)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _time(text: str) -> float:
+    try:
+        return seconds_from(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,130 +153,40 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0 all well, 1 errors or ungraded submissions, 2 could not begin.",
     )
     defaults = Plan()
-    add = parser.add_argument
-    add("--writers", type=int, default=defaults.writers, metavar="N", help="students (60)")
-    add("--seconds", type=float, default=defaults.seconds, metavar="S", help="duration (60)")
-    add("--url", default=defaults.url, help=f"the server ({defaults.url})")
-    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    add("--seed", type=int, default=defaults.seed, metavar="N", help="same seed, same class (1)")
-    add("--ramp", type=float, metavar="S", help="arrivals are spread over S seconds (at most 5)")
-    add(
-        "--turn-every",
-        type=float,
-        default=defaults.turn_every_s,
-        metavar="S",
-        help="mean time between a student's requests for feedback (9)",
-    )
-    add("--allow-remote", action="store_true", help="permit a server on another machine")
+
+    def add(name: str, meaning: str, **kwargs: Any) -> None:
+        parser.add_argument(name, help=meaning, **kwargs)
+
+    add("--writers", "students (60)", type=int, metavar="N")
+    add("--seconds", "duration: 60, 90s, 10m, 4h (60; a minute after the last arrival)",
+        type=_time, metavar="TIME")  # fmt: skip
+    add("--url", f"the server ({defaults.url})", default=defaults.url)
+    add("--json", "write the figures there as well", type=Path, metavar="FILE")
+    add("--seed", "same seed, same class (1)", type=int, default=defaults.seed, metavar="N")
+    add("--ramp", "arrivals within so long (at most 5 s); or FIRST:LAST:TIME, as 1:600:120s",
+        metavar="RAMP")  # fmt: skip
+    add("--steps", "more at each step, as 100,200,400:30s", metavar="STEPS")
+    add("--spike", "N more in one moment, as 30@20s; may be repeated",
+        action="append", default=[], metavar="N@TIME")  # fmt: skip
+    add("--turn-every", "mean time between a student's requests for feedback (9)",
+        type=float, default=defaults.turn_every_s, metavar="S")  # fmt: skip
+    add("--time-scale", "students live so many times faster: typing, thinking, pauses (1)",
+        type=float, default=defaults.time_scale, metavar="X")  # fmt: skip
+    add("--long-pauses", f"share who put work aside for 5 to 10 minutes (0; alone: {LONG_PAUSES})",
+        type=float, nargs="?", const=LONG_PAUSES, default=0.0, metavar="SHARE")  # fmt: skip
+    add("--flaky", f"share whose phone loses its network once a minute (0; alone: {FLAKY})",
+        type=float, nargs="?", const=FLAKY, default=0.0, metavar="SHARE")  # fmt: skip
+    add("--orgs", "schools of unequal size; needs --secret (1)", type=int, default=1, metavar="N")
+    add("--secret", "HS256 key to sign students' tokens with, or env:NAME", metavar="KEY")
+    add("--processes", "of the load generator (1)", type=int, default=1, metavar="N")
+    add("--report", "write run.json, samples.csv and index.html there", type=Path, metavar="DIR")
+    add("--ttft", f"from where on a first token (p95) is late ({TTFT_MS:.0f})",
+        type=float, default=TTFT_MS, metavar="MS")  # fmt: skip
+    add("--provider", "a simulated provider, for its own figures", metavar="URL")
+    add("--provider-ca", "whose certificate it has", metavar="FILE")
+    add("--allow-remote", "permit a server on another machine", action="store_true")
     return parser
-
-
-async def _run(plan: Plan, console: Console) -> Report:
-    await check_reachable(plan.url)
-    tally, presence = Tally(), Presence()
-    async with trio.open_nursery() as nursery:
-        watch = _watch_live if console.is_terminal else _watch_lines
-        nursery.start_soon(watch, plan, tally, presence, console)
-        report = await simulate(plan, tally=tally, presence=presence)
-        nursery.cancel_scope.cancel("the run has ended")
-    return report
-
-
-async def _watch_live(plan: Plan, tally: Tally, presence: Presence, console: Console) -> None:
-    begin_s = trio.current_time()
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            elapsed_s = trio.current_time() - begin_s
-            live.update(_progress(plan, tally, presence, elapsed_s), refresh=True)
-            await trio.sleep(REFRESH_S)
-
-
-async def _watch_lines(plan: Plan, tally: Tally, presence: Presence, console: Console) -> None:
-    begin_s = trio.current_time()
-    while True:
-        await trio.sleep(LINE_EVERY_S)
-        ttft = tally.ttft_ms.percentile(95)
-        console.print(
-            f"{trio.current_time() - begin_s:5.0f} s of {plan.seconds:.0f}:"
-            f" {presence.connected} connected, {presence.typing} typing, {tally.turns} turns,"
-            f" {tally.deltas} events, first token p95 {_ms(ttft)},"
-            f" {tally.graded}/{tally.submissions} graded,"
-            f" {sum(tally.errors.values())} errors",
-            soft_wrap=True,
-        )
-
-
-def _progress(plan: Plan, tally: Tally, presence: Presence, elapsed_s: float) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(justify="right", style="bold")
-    grid.add_column()
-    done = min(1.0, elapsed_s / plan.seconds)
-    bar = "━" * round(done * 40)
-    errors = ", ".join(f"{code} {count}" for code, count in sorted(tally.errors.items()))
-    for name, value in (
-        ("time", f"[cyan]{bar}[/cyan][dim]{'━' * (40 - len(bar))}[/dim] {elapsed_s:.0f} s"),
-        ("students", f"{presence.connected} connected, {presence.typing} typing"),
-        ("feedback", f"{tally.turns} turns, {tally.completed} complete, {tally.deltas} events"),
-        ("first token", _percentiles(tally.ttft_ms.summary())),
-        ("essays", f"{tally.graded} of {tally.submissions} graded"),
-        ("errors", f"[red]{errors}[/red]" if errors else "[green]none[/green]"),
-    ):
-        grid.add_row(name, value)
-    return grid
-
-
-def _result(report: Report) -> Group:
-    tally, figures = report.tally, report.as_dict()
-    times = Table(
-        title=f"{report.plan.writers} writers, {report.plan.seconds:.0f} s, {report.plan.url}",
-        title_justify="left",
-    )
-    times.add_column("")
-    for percentile in ("p50", "p95", "p99", "samples"):
-        times.add_column(percentile, justify="right")
-    for name, key, histogram in (
-        ("time to first token", "ttft_ms", tally.ttft_ms),
-        ("time to started", "started_ms", tally.started_ms),
-        ("event latency *", "event_ms", tally.event_ms),
-        ("time to score", "score_ms", tally.score_ms),
-    ):
-        row = figures[key]
-        times.add_row(
-            name, *(_ms(row[part]) for part in ("p50", "p95", "p99")), f"{histogram.count}"
-        )
-    counts = Table.grid(padding=(0, 2))
-    counts.add_column(justify="right")
-    counts.add_column(style="bold", justify="right")
-    counts.add_column(style="dim")
-    for name, value, note in (
-        ("feedback turns", tally.turns, _turns_note(tally)),
-        ("events", tally.deltas, f"{tally.chars} characters of feedback"),
-        ("submissions", tally.submissions, ""),
-        ("graded", tally.graded, f"{tally.degraded} degraded" if tally.degraded else ""),
-        ("errors", sum(tally.errors.values()), ""),
-        *((f"{code}", count, "") for code, count in figures["errors"].items()),
-    ):
-        counts.add_row(name, f"{value}", note)
-    footnote = Text(
-        "* gap between two events as they arrive, the provider's own spacing included", "dim"
-    )
-    return Group(times, footnote, counts)
-
-
-def _turns_note(tally: Tally) -> str:
-    queued = f", {tally.queued} queued first" if tally.queued else ""
-    return f"{tally.completed} complete, {tally.superseded} replaced by a newer one{queued}"
 
 
 def _complain(line: str) -> None:
     sys.stderr.write(f"simulate_writers: {line}\n")
-
-
-def _percentiles(summary: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_ms(value)}" for name, value in summary.items())
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"

@@ -23,6 +23,7 @@ import trio
 
 from ..child import Process, start_child, stop_child
 from ..errors import ConfigurationError
+from ..nurseries import open_plain_nursery
 from .conversation import Tally
 from .histogram import Histogram
 from .plan import Plan
@@ -66,13 +67,13 @@ async def run_crowd(crowd: Crowd, *, processes: int = 1) -> Report:
     async with AsyncExitStack() as stack:
         patience = crowd.plan.seconds + crowd.plan.grace_s + START_S + END_S_MAX
         with trio.move_on_after(patience) as patient:
-            async with trio.open_nursery() as nursery:
+            async with open_plain_nursery() as nursery:
                 for number, part in enumerate(parts):
                     plan = attrs.evolve(crowd.plan, part=(number, processes))
                     lines = await stack.enter_async_context(_open_part(plan, begin_s, crowd))
                     nursery.start_soon(_follow, part, parts, lines, crowd)
-        if patient.cancelled_caught or not all(part.ended for part in parts):
-            raise ConfigurationError("a process of simulated students did not come to its end")
+        if patient.cancelled_caught:
+            raise ConfigurationError("simulated students did not come to their end in time")
     return Report(crowd.plan, crowd.tally, time.monotonic() - begin_s)
 
 
@@ -135,6 +136,10 @@ async def _follow(
             _take(part, json.loads(bytes(buffer[:end])))
             del buffer[: end + 1]
             _sum_up(parts, crowd)
+    if not part.ended:
+        raise ConfigurationError(
+            "a process of simulated students has died, and what it saw is lost"
+        )
 
 
 def _take(part: _Part, said: dict[str, Any]) -> None:

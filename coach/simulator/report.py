@@ -30,9 +30,7 @@ from .writers import Report
 PAGE: Final = Path(__file__).with_name("report.html")
 
 
-def write_report(
-    folder: Path, report: Report, samples: Sequence[Sample], verdict: Verdict
-) -> Path:
+def write_report(folder: Path, report: Report, samples: Sequence[Sample], verdict: Verdict) -> Path:
     """Write the three files; returns the page's path.
 
     Raises:

@@ -9,6 +9,7 @@ and nothing about the server.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, Literal
 
 import attrs
@@ -19,6 +20,8 @@ SUSTAINED: Final = 3
 PROCESS_CPU: Final = 0.9
 """Of a core: a process of one thread that uses more has no time left for anybody."""
 MACHINE_CPU: Final = 0.95
+OURS_LEAST: Final = 0.7
+"""Of what the machine does: where less is the server's and the load's, others do the rest."""
 LOOP_LAG_MS: Final = 100.0
 REDIS_MS: Final = 25.0
 FILES_SHARE: Final = 0.8
@@ -30,7 +33,17 @@ PROVIDER_LATE_MS: Final = 50.0
 TTFT_MS: Final = 600.0
 """As the alert that pages somebody."""
 
-Whose = Literal["server", "machine", "load generator", "simulated provider", "students"]
+Whose = Literal[
+    "server", "machine", "other work", "load generator", "simulated provider", "students"
+]
+NOT_THE_SERVER: Final[tuple[Whose, ...]] = ("other work", "load generator", "simulated provider")
+
+
+_EXCUSES: Final[dict[Whose, str]] = {
+    "load generator": "the load generator was at its end first; use more --processes",
+    "simulated provider": "the simulated provider was at its end first; start more of them",
+    "other work": "others used this machine; wait until it is yours, or use another one",
+}
 
 
 @attrs.frozen
@@ -72,10 +85,11 @@ class Verdict:
     def valid(self) -> bool:
         """Whether the run says something about the server.
 
-        It does not where those who put the load on it were at their end before it was.
+        It does not where those who put the load on it were at their end before it was, nor where
+        somebody else had taken the machine.
         """
         first = self.first
-        return first is None or first.whose not in ("load generator", "simulated provider")
+        return first is None or first.whose not in NOT_THE_SERVER
 
     def words(self) -> list[str]:
         """For people: what broke first, who noticed, what came after; a sentence each."""
@@ -89,8 +103,7 @@ class Verdict:
             lines.append(f"No limit that is watched was reached with up to {self.most} writers.")
         if not self.valid and first is not None:
             lines.append(
-                f"INVALID: the {first.whose} was at its end first; use more --processes or another"
-                " machine before you conclude anything about the server."
+                f"INVALID: {_EXCUSES[first.whose]} before you conclude anything about the server."
             )
         if noticed is not None:
             lines.append(f"Students noticed: {noticed}.")
@@ -149,15 +162,19 @@ def judge(samples: Sequence[Sample], *, ttft_ms: float = TTFT_MS, cores: int = 1
 
 
 def _rules(ttft_ms: float, cores: int) -> Iterator[_Rule]:
-    yield _Rule(
-        name="the cores of the machine",
-        whose="machine",
-        value=lambda sample: sample.machine,
-        least=MACHINE_CPU,
-        told=lambda sample: (
-            f"{sample.machine or 0:.0%} of {cores} cores are in use ({_shares(sample)})"
-        ),
-    )
+    for name, whose, of_others in (
+        ("the cores of the machine", "machine", False),
+        ("other work on this machine", "other work", True),
+    ):
+        yield _Rule(
+            name=name,
+            whose=whose,  # type: ignore[arg-type]  # a literal of the line above
+            value=partial(_machine, cores=cores, of_others=of_others),
+            least=MACHINE_CPU,
+            told=lambda sample: (
+                f"{sample.machine or 0:.0%} of {cores} cores are in use ({_shares(sample)})"
+            ),
+        )
     for role in ("worker", "grader", "redis"):
         yield _Rule(
             name=f"the CPU of a {role}" if role != "redis" else "the CPU of Redis",
@@ -285,6 +302,15 @@ def _rules_for_students(ttft_ms: float) -> Iterator[_Rule]:
     )
 
 
+def _machine(sample: Sample, *, cores: int, of_others: bool) -> float | None:
+    """The machine's CPU, where it is mostly ours or mostly of others; None: it is not."""
+    if sample.machine is None:
+        return None
+    ours = sum(usage.cpu for usage in sample.usages)
+    is_of_others = ours < sample.machine * cores * OURS_LEAST
+    return sample.machine if is_of_others is of_others else None
+
+
 def _shares(sample: Sample) -> str:
     known = {role: sample.cpu(role) for role in ROLES}
     parts = [f"{role} {cpu:.0%}" for role, cpu in known.items() if cpu >= 0.005]
@@ -292,8 +318,10 @@ def _shares(sample: Sample) -> str:
 
 
 def _cpu(sample: Sample, role: str) -> str:
-    return f"use {sample.cpu(role):.0%} of a core" if role != "redis" else (
-        f"uses {sample.cpu(role):.0%} of a core"
+    return (
+        f"use {sample.cpu(role):.0%} of a core"
+        if role != "redis"
+        else (f"uses {sample.cpu(role):.0%} of a core")
     )
 
 

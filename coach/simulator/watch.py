@@ -107,9 +107,7 @@ class Watch:
         before_s, before, lag_before = (
             self._earlier[0] if self._earlier else (begin_s, Tally(), Histogram())
         )
-        recent = {
-            name: getattr(tally, name).since(getattr(before, name)) for name in _HISTOGRAMS
-        }
+        recent = {name: getattr(tally, name).since(getattr(before, name)) for name in _HISTOGRAMS}
         elapsed_s = max(1e-3, now_s - before_s)
         sample = Sample(
             at_s=now_s - begin_s,
