@@ -89,6 +89,7 @@ class Lifespan(TrioASGILifespan):
             settings = config.load(config.path_from_environment())
             logging.configure(settings.log)
             async with open_parts(settings) as parts:
+                self._app.doors = edge.Doors(health.connections_max(settings, parts.backend.files))
                 self._app.settings, self._app.parts = settings, parts
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
@@ -119,6 +120,7 @@ class CoachApp(QuartTrio):
         self.config["SEND_FILE_MAX_AGE_DEFAULT"] = None
         self.settings = config.Settings()
         self.parts: Parts | None = None
+        self.doors: edge.Doors | None = None
         self.failed = False
         """True when the parts could not be opened or broke; the process must end with an error."""
 

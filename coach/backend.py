@@ -23,7 +23,7 @@ from . import config
 from .budget import Ask, EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
 from .grading import Queue, Rubric, load_rubric
-from .ops import Costs, Prices, load_prices, metrics, open_costs
+from .ops import Costs, Prices, health, load_prices, metrics, open_costs
 from .providers import (
     ANTHROPIC_PRICE,
     CachePrice,
@@ -75,6 +75,8 @@ class Backend:
     rubric: Rubric
     costs: Costs
     pseudonyms: Pseudonyms
+    files: int
+    """How many files this process may have open."""
 
 
 @asynccontextmanager
@@ -92,7 +94,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
     if not settings.provider:
         raise ConfigurationError("no [[provider]] is configured: add one, or try scripts/demo")
     rubric = load_rubric(settings.grading.rubric)
-    _raise_file_limit()
+    files = _raise_file_limit()
     prices = load_prices(settings)
     worker = f"{role}-{secrets.token_hex(4)}"
     url = settings.redis.url or await find_embedded(settings.data_path)
@@ -149,6 +151,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             rubric=rubric,
             costs=costs,
             pseudonyms=Pseudonyms(settings.auth.secret or ""),
+            files=files,
         )
 
 
@@ -229,8 +232,15 @@ def _warn_of_unpriced(prices: Prices, settings: config.Settings) -> None:
         )
 
 
-def _raise_file_limit() -> None:
-    """Take what is allowed: the usual soft limit of 1,024 is there for programs with select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # some systems say "unlimited" and mean less
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _raise_file_limit() -> int:
+    """Take what is allowed: the usual soft limit of 1,024 is there for programs with select(2).
+
+    Returns how many files may be open now.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems say "unlimited" and mean less
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        before, (soft, _) = soft, resource.getrlimit(resource.RLIMIT_NOFILE)
+        log.info("file_limit_raised", before=before, now=soft)
+    return health.FILES_UNLIMITED if soft == resource.RLIM_INFINITY else soft

@@ -70,6 +70,9 @@ class Server(Section, frozen=True, kw_only=True):
     """Bytes that may wait for one student's socket before the session is shed."""
     delta_window_s: Annotated[float, Meta(ge=0, le=1)] = 0.04
     """Between two messages of feedback text of one turn, after its first; 0: each at once."""
+    connections_max: Count | None = None
+    """Connections of one worker at once; absent: what its limit of open files leaves beside
+    providers and Redis. Beyond it: 503."""
     connections_per_user: Count = 8
     ping_s: Seconds = 20.0
     """Between pings to a student; a pong missing for as long ends the connection."""

@@ -12,6 +12,7 @@ from typing import Final
 import attrs
 
 from .. import config
+from ..ops import health
 
 WORKER_BYTES: Final = 90 * 1024 * 1024
 """A worker that does nothing."""
@@ -19,9 +20,7 @@ SESSION_BYTES: Final = 24 * 1024
 """An idle session, its WebSocket included."""
 DRAFT_BYTES: Final = 48 * 1024
 """A draft, what is under way for it, and what may wait for a phone."""
-FILES: Final = 64
-"""Of a worker: libraries, logs, pipes, Redis."""
-ACCEPTING: Final = 128
+ACCEPTING: Final = 96
 """Connections that come or go beside those of writers: pages, health checks, metrics."""
 TURN_S: Final = 30.0
 """Between two turns of one writer."""
@@ -81,5 +80,4 @@ def needs_of(writers: int, settings: config.Settings) -> Needs:
 
 def files_needed(sessions: int, settings: config.Settings) -> int:
     """File descriptors of a worker with so many sessions: sockets of students and providers."""
-    providers = len(settings.provider) * settings.pool.connections_max
-    return sessions + providers + FILES + ACCEPTING
+    return sessions + health.files_reserved(settings) + ACCEPTING

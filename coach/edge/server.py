@@ -36,6 +36,8 @@ from hypercorn.typing import Event as HypercornEvent
 
 from .. import config as settings
 from ..errors import first_error
+from ..ops import metrics
+from .doors import RETRY_AFTER_S, Doors
 from .framing import Head, Refusal, Requests, destination
 
 log = structlog.get_logger()
@@ -137,11 +139,12 @@ class Edge(TCPServer):
         """Made by hypercorn.
 
         Limits are those of `app.settings.server` where the application has settings, else the
-        defaults.
+        defaults; how many may be in at once is what `app.doors` says, where it has that.
         """
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
         self._application = getattr(app, "app", None)
         self._limits = _limits(self._application)
+        self._doors: Doors | None = getattr(self._application, "doors", None)
         self._requests = Requests(head_bytes_max=self._limits.head_bytes_max)
         self._head: Head | None = None  # the request that hypercorn is to serve next
         self._upgrade: Head | None = None  # the upgrade that has ended hypercorn's part
@@ -151,6 +154,39 @@ class Edge(TCPServer):
 
     async def run(self) -> None:
         """Serve the connection to its end. Raises nothing but Cancelled."""
+        doors = self._doors
+        if doors is None:
+            await self._run()
+        elif doors.enter():
+            try:
+                await self._run()
+            finally:
+                doors.leave()
+        else:
+            await self._turn_away(doors)
+
+    async def _turn_away(self, doors: Doors) -> None:
+        """Answer before anything is read, or close where too many are being answered.
+
+        Over TLS an answer would cost a handshake: there the connection is closed.
+        """
+        metrics.connections_refused.inc()
+        if isinstance(self.stream, trio.SSLStream) or not doors.begin_refusal():
+            await trio.aclose_forcefully(self.stream)
+            return
+        try:
+            await _refuse(
+                self.stream,
+                Refusal(
+                    503,
+                    "this server is full: try again soon",
+                    headers=((b"retry-after", b"%d" % RETRY_AFTER_S),),
+                ),
+            )
+        finally:
+            doors.end_refusal()
+
+    async def _run(self) -> None:
         try:
             await self._serve()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):

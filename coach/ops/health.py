@@ -15,12 +15,19 @@ from typing import Final
 
 import trio
 
+from .. import config
 from ..store import RedisError
 from . import metrics
 
 LAG_EVERY_S: Final = 0.05
 """Between two looks at the event loop: twenty a second."""
 SAMPLE_S: Final = 1.0
+FILES: Final = 64
+"""Open files of a worker without connections: libraries, logs, pipes, Redis."""
+REFUSED: Final = 32
+"""Connections that may be open only to be told that the worker is full."""
+FILES_UNLIMITED: Final = 1_048_576
+"""What is taken for no limit of open files."""
 _OPEN_FILES: Final = Path("/proc/self/fd")
 
 
@@ -56,6 +63,21 @@ async def watch_process(ping: Callable[[], Awaitable[object]]) -> None:
         except RedisError:
             continue
         metrics.redis_latency_seconds.observe(trio.current_time() - asked_s)
+
+
+def files_reserved(settings: config.Settings) -> int:
+    """Descriptors of a worker that no client may take: providers, Redis, its own, refusals."""
+    providers = len(settings.provider) * settings.pool.connections_max
+    return providers + FILES + REFUSED
+
+
+def connections_max(settings: config.Settings, files: int) -> int:
+    """How many clients a worker takes that may open so many `files`; at least a few.
+
+    `server.connections_max` lowers it and never raises it.
+    """
+    left = max(files - files_reserved(settings), files // 4, 1)
+    return min(left, settings.server.connections_max or left)
 
 
 def open_files_share() -> float:

@@ -124,6 +124,9 @@ sessions: Final = Gauge("coach_sessions", "Open student sessions.", multiprocess
 turns_running: Final = Gauge(
     "coach_turns_running", "Feedback turns under way.", multiprocess_mode="livesum"
 )
+connections_refused: Final = Counter(
+    "coach_connections_refused_total", "Connections refused because the worker was full."
+)
 provider_connections: Final = Gauge(
     "coach_provider_connections", "Open provider connections.", multiprocess_mode="livesum"
 )

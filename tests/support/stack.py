@@ -157,6 +157,7 @@ async def open_stack(
     second: Sequence[str] | None = None,
     second_provider: str = "",
     environ: Mapping[str, str] | None = None,
+    files_max: int | None = None,
 ) -> AsyncIterator[Stack]:
     """Start everything, wait until it serves, end it by SIGTERM and check that it ended well.
 
@@ -172,6 +173,7 @@ async def open_stack(
       second: options of a second simulator, which speaks OpenAI's protocol; None: there is none.
       second_provider: further lines of that provider's table.
       environ: further environment of coach's processes.
+      files_max: hard limit of open files of `coach serve`.
     """
     path = data_dir / "coach.toml"
     environment = {**os.environ, "COACH_CONFIG": str(path), **(environ or {})}
@@ -200,7 +202,7 @@ async def open_stack(
             simulator_url=provided,
             redis=redis,
             data_dir=data_dir,
-            supervisor=_coach(data_dir, "serve", environment),
+            supervisor=_coach(data_dir, "serve", environment, files_max),
             grader=_coach(data_dir, "grade", environment) if grader else None,
             providers=providers,
             environment=environment,
@@ -354,8 +356,17 @@ def _provider(name: str, simulator: Simulator, more: str) -> str:
     )
 
 
-def _coach(data_dir: Path, name: str, environ: Mapping[str, str]) -> Process:
-    return start_python(["-m", "coach", name], data_dir / f"{name}.log", environ)
+def _coach(
+    data_dir: Path, name: str, environ: Mapping[str, str], files_max: int | None = None
+) -> Process:
+    if files_max is None:
+        return start_python(["-m", "coach", name], data_dir / f"{name}.log", environ)
+    limited = (
+        "import os, resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({files_max}, {files_max})); "
+        f"os.execv(sys.executable, [sys.executable, '-m', 'coach', '{name}'])"
+    )
+    return start_python(["-c", limited], data_dir / f"{name}.log", environ)
 
 
 async def _end(process: Process) -> None:

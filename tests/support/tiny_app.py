@@ -43,6 +43,7 @@ class TinyApp:
         self.seen: list[edge.EdgeConnection] = []
         self.disconnects = 0
         self.failed = False
+        self.doors: edge.Doors | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
