@@ -32,6 +32,7 @@ cli.add_typer(commands.flags.cli, name="flags")
 cli.add_typer(commands.costs.cli, name="costs")
 cli.add_typer(commands.limits.cli, name="limits")
 cli.add_typer(commands.queue.cli, name="queue")
+cli.add_typer(commands.quota.cli, name="quota")
 cli.command()(commands.evaluate.evaluate)
 
 Model = Literal["simulated", "local"]

@@ -2,11 +2,13 @@
 
 from .endpoint import Admission, BudgetStatistics, EndpointBudget, open_endpoint_budget
 from .limits import Reservation, UserLimits, open_user_limits
-from .quota import LANES, Ask, Lane
+from .live_quota import said_for_s, say_quota, unsay_quota
+from .quota import DIMENSIONS, LANES, Ask, Lane
 from .rules import LIMIT_MAX, Limit, Rule, set_rule, show_limits, show_rules
 from .ungoverned import FreeAdmission, Ungoverned
 
 __all__ = [
+    "DIMENSIONS",
     "LANES",
     "LIMIT_MAX",
     "Admission",
@@ -22,7 +24,10 @@ __all__ = [
     "UserLimits",
     "open_endpoint_budget",
     "open_user_limits",
+    "said_for_s",
+    "say_quota",
     "set_rule",
     "show_limits",
     "show_rules",
+    "unsay_quota",
 ]

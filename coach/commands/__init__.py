@@ -3,7 +3,17 @@
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import costs, evaluate, flags, limits, queue
+from . import costs, evaluate, flags, limits, queue, quota
 from .options import ConfigOption, DataDirOption, load
 
-__all__ = ["ConfigOption", "DataDirOption", "costs", "evaluate", "flags", "limits", "load", "queue"]
+__all__ = [
+    "ConfigOption",
+    "DataDirOption",
+    "costs",
+    "evaluate",
+    "flags",
+    "limits",
+    "load",
+    "queue",
+    "quota",
+]
