@@ -49,6 +49,8 @@ AUDIT_SHOWN: Final = 50
 WATCH_S: Final = 1.0
 """How long a watcher sleeps in Redis at a time: how late it hears that the worker drains."""
 DEAD_SHOWN: Final = 50
+HOLD_S: Final = 600.0
+"""How long a provider is left alone at an operator's word."""
 
 bridge = Blueprint("bridge", __name__)
 
@@ -204,7 +206,14 @@ class SetFlag(msgspec.Struct, tag="flag", frozen=True, forbid_unknown_fields=Tru
     percent: int | None
 
 
-Action = Lane | Dead | SetFlag
+class Breaker(msgspec.Struct, tag="breaker", frozen=True, forbid_unknown_fields=True):
+    """Leave a provider alone for a while, or let requests in again."""
+
+    provider: str
+    what: Literal["hold", "reset"]
+
+
+Action = Lane | Dead | SetFlag | Breaker
 
 
 @bridge.post("/api/ops/actions")
@@ -217,12 +226,12 @@ async def _act() -> Response:
     except msgspec.MsgspecError as error:
         raise BadMessage(f"not an action: {error}") from error
     redis = app.opened().backend.redis
-    do = _doer(action, redis, Desk(redis, app.settings.grading))
+    do = _doer(action, app.opened().backend, Desk(redis, app.settings.grading))
     await write_audit(redis, who=f"{who.org}/{who.user}", action=action)
     return jsonify({"said": await do()})
 
 
-def _doer(action: Action, redis: Redis, desk: Desk) -> Callable[[], Awaitable[str]]:
+def _doer(action: Action, backend: Backend, desk: Desk) -> Callable[[], Awaitable[str]]:
     """How to do it; what it returns is said to the operator.
 
     Raises:
@@ -253,10 +262,24 @@ def _doer(action: Action, redis: Redis, desk: Desk) -> Callable[[], Awaitable[st
                 raise BadMessage(f"a flag is one of {', '.join(FLAGS)}, its percent 0 to 100")
 
             async def set_flag() -> str:
-                await write_flag(redis, flag, percent)
+                await write_flag(backend.redis, flag, percent)
                 return f"{flag}: {'as in the settings' if percent is None else f'{percent} %'}"
 
             return set_flag
+        case Breaker(name, what):
+            circuits = {each.provider.name: each.circuit for each in backend.endpoints}
+            if name not in circuits:
+                raise BadMessage(f"a provider is one of {', '.join(circuits)}")
+
+            async def move() -> str:
+                if what == "hold":
+                    circuits[name].hold(HOLD_S)
+                    await trio.lowlevel.checkpoint()
+                    return f"{name} is left alone for {HOLD_S / 60:.0f} minutes"
+                await circuits[name].reset()
+                return f"{name} is asked again"
+
+            return move
 
 
 async def write_audit(redis: Redis, *, who: str, action: msgspec.Struct) -> None:

@@ -83,9 +83,23 @@ async def test_what_an_operator_does_is_done_and_written_down(tmp_path: Path) ->
     assert entries[0]["percent"] == 25
 
 
+async def test_an_operator_leaves_a_provider_alone_and_asks_it_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        (endpoint,) = served.parts.backend.endpoints
+        name = endpoint.provider.name
+        said = (await act(served, type="breaker", provider=name, what="hold"))[1]["said"]
+        assert said == f"{name} is left alone for 10 minutes"
+        assert await endpoint.circuit.ask() is None
+        said = (await act(served, type="breaker", provider=name, what="reset"))[1]["said"]
+        assert said == f"{name} is asked again"
+        assert await endpoint.circuit.ask() is not None
+        assert [entry["type"] for entry in await audit(served)] == ["breaker", "breaker"]
+
+
 @pytest.mark.parametrize(
     "action",
     [
+        {"type": "breaker", "provider": "nobody", "what": "hold"},
         {"type": "lane", "lane": "fast", "mode": "paused"},
         {"type": "flag", "flag": "poool", "percent": 5},
         {"type": "flag", "flag": "pool", "percent": 101},

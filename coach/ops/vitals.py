@@ -23,6 +23,20 @@ TTFT_COUNT_MIN: Final = 5
 SUBMISSIONS_MAX: Final = 200
 BUDGET_HARD: Final = 0.95
 
+_HOUR_S: Final = 3_600
+_REFUSED: Final = {
+    "rate_limited": "answered 429",
+    "accelerated": "answered 429",
+    "spend_cap": "refuses: a spend limit is reached",
+    "auth": "refuses its key",
+}
+_LEVELS: Final[dict[str, Literal["page", "warn"]]] = {
+    "rate_limited": "warn",
+    "accelerated": "warn",
+    "spend_cap": "page",
+    "auth": "page",
+}
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -112,6 +126,12 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """Sent to clients, by code."""
     moved_on: dict[str, int]
     """Failovers by "provider kind"."""
+    refusals: dict[str, int]
+    """By providers, by "provider kind": 429s above all, which no student sees."""
+    dollars_hour: float
+    """Spent, as it would be in an hour that goes on like this."""
+    dollars_writer_hour: float | None
+    """Likewise, for each student connected; None: nobody was."""
     providers: list[ProviderVitals]
     lanes: dict[str, LaneVitals]
     jobs: dict[str, int]
@@ -135,6 +155,9 @@ def vitals(before: Reading, now: Reading) -> Vitals:
     }
     jobs = {labels["state"]: int(count) for labels, count in now.each("coach_queue_jobs")}
     moved_on = since(before, now, "coach_failovers_total", "provider", "kind")
+    refusals = since(before, now, "coach_provider_refusals_total", "provider", "kind")
+    dollars = _growth(before, now, "coach_cost_nanodollars_total") / 1e9
+    writer_s = _growth(before, now, "coach_writer_seconds_total")
     return Vitals(
         at=now.at,
         window_s=now.at - before.at,
@@ -148,11 +171,14 @@ def vitals(before: Reading, now: Reading) -> Vitals:
         ended=since(before, now, "coach_turns_total", "outcome"),
         errors=since(before, now, "coach_client_errors_total", "code"),
         moved_on=moved_on,
+        refusals=refusals,
+        dollars_hour=round(dollars * _HOUR_S / (now.at - before.at), 4),
+        dollars_writer_hour=round(dollars * _HOUR_S / writer_s, 5) if writer_s > 0 else None,
         providers=providers,
         lanes=lanes,
         jobs=jobs,
         flags={labels["flag"]: int(share) for labels, share in now.each("coach_flag_percent")},
-        alerts=_alerts(ttft, providers, lanes, jobs, moved_on),
+        alerts=_alerts(ttft, providers, lanes, jobs, refusals),
     )
 
 
@@ -162,6 +188,11 @@ def since(before: Reading, now: Reading, name: str, *labels: str) -> dict[str, i
     for found, value in now.each(name):
         grown[" ".join(found[label] for label in labels)] += int(value - before.one(name, **found))
     return {key: count for key, count in grown.items() if count > 0}
+
+
+def _growth(before: Reading, now: Reading, name: str) -> float:
+    """By how much a counter has grown, all its labels together."""
+    return sum(value - before.one(name, **labels) for labels, value in now.each(name))
 
 
 def percentiles(before: Reading, now: Reading, name: str) -> Percentiles:
@@ -204,7 +235,7 @@ def _alerts(
     providers: list[ProviderVitals],
     lanes: Mapping[str, LaneVitals],
     jobs: Mapping[str, int],
-    moved_on: Mapping[str, int],
+    refusals: Mapping[str, int],
 ) -> list[Alert]:
     found = []
     p95_s = (ttft.p95 or 0.0) / 1_000 if ttft.count >= TTFT_COUNT_MIN else 0.0
@@ -212,9 +243,10 @@ def _alerts(
         found.append(Alert("page", f"first words take {p95_s:.2f} s (p95), 0.6 at most"))
     elif p95_s > TTFT_WARN_S:
         found.append(Alert("warn", f"first words take {p95_s:.2f} s (p95), 0.35 is good"))
-    refused = sum(count for key, count in moved_on.items() if key.endswith(" rate_limited"))
-    if refused:
-        found.append(Alert("page", f"{refused} times a provider answered 429"))
+    for refused, count in refusals.items():
+        provider_name, kind = refused.rsplit(" ", 1)
+        if kind in _REFUSED:
+            found.append(Alert(_LEVELS[kind], f"{provider_name} {_REFUSED[kind]}, {count} times"))
     for provider in providers:
         if provider.share < 1:
             state = "open" if provider.share == 0 else f"at {provider.share:.0%}"

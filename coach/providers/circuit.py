@@ -146,10 +146,21 @@ class Circuit:
         self._something.set()
         self._urgent.set()
 
+    async def reset(self) -> None:
+        """Let requests in again, whatever it has seen or was told; other workers soon hear of it.
+
+        Raises:
+          RedisError: no answer; nothing may have changed.
+        """
+        await self._redis.execute_command("DEL", self._key)
+        self._held_until = 0.0
+        self._stand("closed", 1.0, 0.0)
+
     async def run(self) -> None:
         """Report, and look how it stands, until cancelled."""
         while True:
-            look_s = inf if self._state == "closed" else REPORT_S
+            lets_in = self._state == "closed" and trio.current_time() >= self._held_until
+            look_s = inf if lets_in else REPORT_S
             with trio.move_on_after(look_s):
                 await self._something.wait()
             if self._something.is_set():

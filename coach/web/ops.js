@@ -135,6 +135,7 @@ function showTiles(now) {
     ["first words, p95", ms(ttft.p95), `p50 ${ms(ttft.p50)} · p99 ${ms(ttft.p99)}`, band(ttft.p95)],
     ["score, p95", ms(now.score.p95), `${now.score.count} in the last minute`],
     ["connections", String(now.connections), `${now.streams} streams to providers`],
+    ["cost", `${dollars(now.dollars_hour)} / h`, writerCost(now.dollars_writer_hour)],
     ["an event's way, p95", ms(now.event_p95_ms), "from provider to student"],
   ];
   at("tiles").replaceChildren(
@@ -146,26 +147,54 @@ function showTiles(now) {
   );
 }
 
+function dollars(amount) {
+  return `$${amount.toLocaleString("en", { maximumSignificantDigits: 3 })}`;
+}
+
+function writerCost(amount) {
+  return amount === null ? "nobody writes" : `${dollars(amount)} a writer and hour`;
+}
+
 function band(p95) {
   if (p95 === null) return "";
   return p95 > 600 ? "page" : p95 > 350 ? "warn" : "";
 }
 
 function showProviders(providers) {
-  at("providers").tBodies[0].replaceChildren(
-    ...providers.map(({ name, share, used, line }) => {
-      const row = make("tr");
-      const state = share === 1 ? "closed" : share === 0 ? "open" : `${Math.round(share * 100)} %`;
-      const quota = make("td");
-      for (const [dimension, part] of Object.entries(used)) quota.append(bar(dimension, part));
-      if (quota.childElementCount === 0) quota.textContent = "no quota set";
-      const waiting = Object.values(line).reduce((sum, count) => sum + count, 0);
-      const head = make("th", "", name);
-      head.scope = "row";
-      row.append(head, make("td", share < 1 ? "page" : "", state), quota, make("td", "number", waiting));
-      return row;
-    }),
+  const body = at("providers").tBodies[0];
+  for (const { name, share, used, line } of providers) {
+    const row = body.querySelector(`[data-provider="${CSS.escape(name)}"]`) ?? body.appendChild(providerRow(name));
+    row.cells[1].className = share < 1 ? "page" : "";
+    write(row.cells[1], share === 1 ? "closed" : share === 0 ? "open" : `${Math.round(share * 100)} %`);
+    const bars = Object.entries(used).map(([dimension, part]) => bar(dimension, part));
+    row.cells[2].replaceChildren(...(bars.length > 0 ? bars : ["no quota set"]));
+    write(row.cells[3], String(Object.values(line).reduce((sum, count) => sum + count, 0)));
+  }
+}
+
+function providerRow(name) {
+  const row = make("tr");
+  row.dataset.provider = name;
+  const head = make("th", "", name);
+  head.scope = "row";
+  const hold = make("button", "", "Leave alone");
+  hold.addEventListener("click", () =>
+    act(
+      `Leave ${name} alone for ten minutes? The other providers answer its students.`,
+      { type: "breaker", provider: name, what: "hold" },
+    ),
   );
+  const reset = make("button", "", "Ask again");
+  reset.addEventListener("click", () =>
+    act(`Ask ${name} again now?`, { type: "breaker", provider: name, what: "reset" }),
+  );
+  const cell = make("td", "do");
+  for (const button of [hold, reset]) {
+    button.setAttribute("aria-label", `${button.textContent}: ${name}`);
+    cell.append(button);
+  }
+  row.append(head, make("td"), make("td"), make("td", "number"), cell);
+  return row;
 }
 
 /** A share of a quota, with the marks of 80 and 95 per cent. */
@@ -209,10 +238,11 @@ function showLanes({ lanes, jobs }) {
   );
 }
 
-function showCounts({ ended, errors, moved_on: movedOn }) {
+function showCounts({ ended, errors, refusals, moved_on: movedOn }) {
   const counts = [
     ...Object.entries(ended).map(([outcome, count]) => [outcome, count, ""]),
     ...Object.entries(movedOn).map(([how, count]) => [`moved on: ${how}`, count, "warn"]),
+    ...Object.entries(refusals).map(([who, count]) => [`refused: ${who}`, count, "warn"]),
     ...Object.entries(errors).filter(([code]) => code !== "cancelled").map(([code, count]) => [`told: ${code}`, count, "warn"]),
   ];
   const shown = counts.length > 0 ? counts : [["nothing", 0, ""]];

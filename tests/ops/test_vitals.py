@@ -84,6 +84,19 @@ def test_a_host_that_is_well_has_no_alerts() -> None:
     assert found.providers[0].used == {"requests": 0.9}
 
 
+def test_what_it_costs_is_what_was_spent_and_on_how_many() -> None:
+    """600 writer-seconds and a tenth of a dollar in a minute."""
+    before = reading(at=0.0)
+    now = reading(
+        ("coach_cost_nanodollars_total", {"provider": "p", "reason": "feedback"}, 0.08e9),
+        ("coach_cost_nanodollars_total", {"provider": "p", "reason": "grading"}, 0.02e9),
+        ("coach_writer_seconds_total", {}, 600.0),
+    )
+    found = vitals(before, now)
+    assert (found.dollars_hour, found.dollars_writer_hour) == (6.0, 0.6)
+    assert vitals(before, reading()).dollars_writer_hour is None
+
+
 def slow(count: int) -> tuple[str, dict[str, str], float]:
     return ("coach_ttft_seconds_bucket", {"le": "1.0"}, count)
 
@@ -93,8 +106,12 @@ def slow(count: int) -> tuple[str, dict[str, str], float]:
     [
         (slow(5), "page: first words take 0.95 s (p95), 0.6 at most"),
         (
-            ("coach_failovers_total", {"provider": "p", "kind": "rate_limited"}, 3),
-            "page: 3 times a provider answered 429",
+            ("coach_provider_refusals_total", {"provider": "p 1", "kind": "rate_limited"}, 3),
+            "warn: p 1 answered 429, 3 times",
+        ),
+        (
+            ("coach_provider_refusals_total", {"provider": "p", "kind": "spend_cap"}, 1),
+            "page: p refuses: a spend limit is reached, 1 times",
         ),
         (("coach_circuit_share_ratio", {"endpoint": "p"}, 0), "page: p: its breaker is open"),
         (("coach_circuit_share_ratio", {"endpoint": "p"}, 0.25), "page: p: its breaker is at 25%"),

@@ -201,6 +201,21 @@ async def test_held_it_asks_nobody_for_so_long_in_any_worker(tmp_path: Path) -> 
         assert one.statistics().state == "closed"
 
 
+async def test_an_operator_lets_requests_in_again_in_all_workers(tmp_path: Path) -> None:
+    """Whatever was seen or said: an open breaker and a provider that wants to be left alone."""
+    async with open_world(tmp_path, workers=2) as world:
+        one, other = world.circuits
+        await fault(one, 3)
+        one.hold(60.0)
+        await until_shared(world, "open")
+        other.bypass().succeeded()  # what it reports is answered by how things stand
+        await until(other, "open")
+        assert await other.ask() is None
+        await one.reset()
+        assert await one.ask() is not None
+        await leave_soon(other)
+
+
 async def test_only_the_first_word_on_a_leave_counts(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         (circuit,) = world.circuits
