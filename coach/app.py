@@ -30,7 +30,7 @@ from quart_trio.asgi import TrioASGILifespan
 from . import config, edge
 from .backend import Backend, open_backend
 from .bridge import bridge, run_sampler
-from .budget import open_user_limits
+from .budget import LocalLimits, open_user_limits
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
 from .grading import Desk, Latencies
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
@@ -165,6 +165,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             worker=backend.worker,
             authority=open_authority(settings),
             limits=limits,
+            local_limits=LocalLimits(settings.limits),
             routes=[
                 Route(
                     provider=endpoint.provider,

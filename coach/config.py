@@ -383,6 +383,8 @@ class Rollout(Section, frozen=True, kw_only=True):
 
     pool: Percent = 100
     """0: a new TLS connection for each feedback request."""
+    shared_limits: Percent = 100
+    """0: each worker counts the limits of users and orgs for itself."""
     backpressure: Percent = 100
     """0: feedback requests go without a budget, and meet the provider's 429."""
 

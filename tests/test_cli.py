@@ -94,7 +94,8 @@ async def test_flags_are_set_for_all_workers_and_given_back_to_the_settings(
         done = await coach("flags", "set", "pool", "25", cwd=tmp_path)
         assert done.stdout == b"pool: 25 %\n"
         shown = (await coach("flags", "show", cwd=tmp_path)).stdout.decode().splitlines()
-        assert [line.split()[:2] for line in shown] == [["pool", "25"], ["backpressure", "50"]]
+        said = dict(line.split()[:2] for line in shown)
+        assert said == {"pool": "25", "shared_limits": "100", "backpressure": "50"}
         await coach("flags", "reset", "pool", cwd=tmp_path)
         shown = (await coach("flags", "show", cwd=tmp_path)).stdout.decode().splitlines()
         assert "100 %  from the settings" in shown[0]

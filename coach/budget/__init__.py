@@ -3,6 +3,7 @@
 from .endpoint import Admission, BudgetStatistics, EndpointBudget, open_endpoint_budget
 from .limits import Reservation, UserLimits, open_user_limits
 from .live_quota import said_for_s, say_quota, unsay_quota
+from .local_limits import LocalLimits
 from .quota import DIMENSIONS, LANES, Ask, Lane
 from .rules import LIMIT_MAX, Limit, Rule, set_rule, show_limits, show_rules
 from .ungoverned import FreeAdmission, Ungoverned
@@ -18,6 +19,7 @@ __all__ = [
     "FreeAdmission",
     "Lane",
     "Limit",
+    "LocalLimits",
     "Reservation",
     "Rule",
     "Ungoverned",

@@ -81,7 +81,8 @@ class Reservation:
     def __init__(self, tokens: int) -> None:
         self.tokens: Final = tokens
         """What was reserved: all that was asked for, or the whole limit where that is less."""
-        self._used: int | None = None
+        self.used: int | None = None
+        """What was said by `settle` last."""
 
     def settle(self, tokens: int) -> None:
         """Say what was really used, more or less than reserved. Not a checkpoint.
@@ -91,7 +92,7 @@ class Reservation:
         """
         if tokens < 0:
             raise ValueError("tokens must be >= 0")
-        self._used = tokens
+        self.used = tokens
 
 
 @attrs.frozen
@@ -168,7 +169,7 @@ class UserLimits:
             if isinstance(reply, Over):
                 call.may_have_run = False
                 metrics.limit_refusals_total.labels(reply.limit, "enforce").inc()
-                raise _refusal(reply, tokens_least)
+                raise refusal(reply, tokens_least)
             if reply.over is not None:
                 _would_refuse(reply.over, user=user, org=org)
             reservation = Reservation(reply.tokens)
@@ -177,7 +178,7 @@ class UserLimits:
         finally:
             self._running.pop(keys, None)
             if call.may_have_run:
-                used = None if reservation is None else reservation._used  # noqa: SLF001  made here
+                used = None if reservation is None else reservation.used
                 settlement = Settlement(keys, reserved_at, int(used is not None), used or 0)
                 with trio.move_on_after(s_max, shield=True) as scope:
                     await insist(partial(settlement.run, self._scripts))
@@ -241,8 +242,8 @@ class UserLimits:
         ]
 
 
-def _refusal(over: Over, tokens_least: int) -> RateLimited | TooLarge:
-    """What the student is told."""
+def refusal(over: Over, tokens_least: int) -> RateLimited | TooLarge:
+    """What the student is told of a limit; `tokens_least` as in `UserLimits.reserve`."""
     owner, unit = over.limit.split("_")
     whose = "your" if owner == "user" else "your organisation's"
     if over.retry_s is None:

@@ -11,7 +11,7 @@ from ..budget import Ungoverned
 
 if TYPE_CHECKING:
     from .. import config
-    from ..budget import EndpointBudget, UserLimits
+    from ..budget import EndpointBudget, LocalLimits, UserLimits
     from ..grading import Queue, Rubric
     from ..ops import Costs, Flag, Flags
     from ..providers import Circuit, FirstTokens, Provider, Pseudonyms, Warmth
@@ -53,6 +53,8 @@ class Services:
     """Name of this worker's mailbox, unique to one run of one process."""
     authority: Authority
     limits: UserLimits
+    local_limits: LocalLimits
+    """For whom the flag `shared_limits` is off."""
     routes: Sequence[Route]
     """For feedback, in order of preference."""
     queue: Queue
@@ -61,3 +63,7 @@ class Services:
     pacer: Pacer
     flags: Flags
     pseudonyms: Pseudonyms
+
+    def limits_of(self, user: str) -> UserLimits | LocalLimits:
+        """The limits by which a user is counted."""
+        return self.limits if self.flags.is_on("shared_limits", user) else self.local_limits

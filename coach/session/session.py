@@ -391,7 +391,7 @@ class Session:
     ) -> wire.Grade | wire.Error:
         """Hand the essay in, say `grading`, and wait for what becomes of it."""
         submitted_at = trio.current_time()
-        async with self._services.limits.reserve(
+        async with self._services.limits_of(identity.user).reserve(
             user=identity.user, org=identity.org, tokens=0
         ) as reservation:
             state = await self._services.queue.submit(

@@ -225,7 +225,7 @@ class Turn:
             assignment=services.rubric.known(assignment),
         )
         attempts = Attempts(self, routes, org=identity.org, stall_s=stall_s, book=book)
-        async with services.limits.reserve(
+        async with services.limits_of(identity.user).reserve(
             user=identity.user,
             org=identity.org,
             tokens=read + prompt.output_tokens_max,

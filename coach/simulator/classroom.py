@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             provider_ca=options.provider_ca,
         )
         watch = Watch(Crowd(plan), targets)
-        report = trio.run(partial(_run, watch, console, processes=options.processes))
+        report = trio.run(partial(run_watched, watch, console, processes=options.processes))
         verdict = judge(watch.samples, ttft_ms=options.ttft, cores=os.cpu_count() or 1)
     except ConfigurationError as error:
         _complain(str(error))
@@ -69,7 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if report.ok else 1
 
 
-async def _run(watch: Watch, console: Console, *, processes: int) -> Report:
+async def run_watched(watch: Watch, console: Console, *, processes: int) -> Report:
+    """Run a watch's crowd, and show how far it is.
+
+    Raises:
+      ConfigurationError: no server answers, or a process of the crowd has died.
+    """
     await check_reachable(watch.crowd.plan.url)
     async with open_plain_nursery() as nursery:
         nursery.start_soon(watch.run)

@@ -13,7 +13,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from coach import config
-from coach.budget import Ask
+from coach.budget import Ask, LocalLimits
 from coach.errors import Conflict
 from coach.grading import (
     Failure,
@@ -134,6 +134,8 @@ class World:
     )
 
     rollout: config.Rollout = attrs.field(factory=config.Rollout)
+    own_limits: config.Limits = attrs.field(factory=config.Limits)
+    """What the worker counts for itself."""
     costs: Costs = attrs.field(factory=new_costs)
     wanted: list[Mapping[str, object]] = attrs.field(factory=list)
     """What was to be reserved in the limits."""
@@ -211,6 +213,7 @@ class World:
             worker="w-test",
             authority=AUTHORITY,
             limits=cast("Any", self),
+            local_limits=LocalLimits(self.own_limits),
             routes=[
                 Route(
                     provider=cast("Any", world),
