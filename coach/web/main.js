@@ -107,7 +107,7 @@ function receiveAboutTurn(message) {
     case "restarted":
       turn.text = "";
       notes.age();
-      say("starting again…");
+      say("switched to another model…");
       break;
     case "delta":
       if (turn.text === "") say("writing…");

@@ -201,6 +201,46 @@ async def test_position_in_the_line_and_errors_are_said_kindly() -> None:
     assert len(coach.said("feedback")) == 2
 
 
+async def test_a_place_in_the_line_counts_down_and_another_model_is_told() -> None:
+    """What the first one had begun goes; the answer is the other's, whole."""
+    seen: list[str] = []
+    moved: list[Message] = []
+
+    def move_on(message: Message) -> list[Message]:
+        if message["type"] != "delta" or moved:
+            return [message]
+        moved.append(message)
+        restarted = {
+            "type": "restarted",
+            "request": message["request"],
+            "provider": "second",
+            "reason": "cut",
+        }
+        return [{**message, "text": "[Content] «never shown» It goes."}, restarted, message]
+
+    def act(url: str) -> None:
+        with open_page(url) as page:
+            page.evaluate(
+                """() => {
+                  window.said = [];
+                  const turn = document.getElementById("turn");
+                  new MutationObserver(() => window.said.push(turn.textContent))
+                    .observe(turn, { childList: true, characterData: true, subtree: true });
+                }"""
+            )
+            write_and_be_read(page, ESSAY)
+            seen.extend(page.evaluate("() => window.said"))
+            assert "never shown" not in page.locator("#notes").text_content()
+
+    async with open_fake_coach(FakeCoach(queued=3, queue_s=0.3, mutate=move_on, **BRISK)) as coach:
+        await browse(act, coach.url)
+    places = [text.split(" ·")[0] for text in seen if text.startswith("queued")]
+    assert [place for at, place in enumerate(places) if place not in places[:at]] == [
+        f"queued, position {position}" for position in (3, 2, 1)
+    ]
+    assert "switched to another model…" in seen
+
+
 async def test_what_can_not_be_read_is_not_asked_for_again_and_again() -> None:
     """Only a changed text is worth another try."""
 
