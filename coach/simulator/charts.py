@@ -141,4 +141,6 @@ def _nice(value: float) -> float:
 def _short(value: float) -> str:
     if value >= 1_000_000:
         return f"{value / 1e6:.3g}M"
-    return f"{value / 1e3:.3g}k" if value >= 10_000 else f"{value:.3g}".replace("e+03", "000")
+    if value >= 10_000:
+        return f"{value / 1e3:.3g}k"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

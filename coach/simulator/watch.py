@@ -25,7 +25,8 @@ WINDOW_SAMPLES: Final = 5
 """Students' percentiles are over so many samples, or there would be too few turns in them."""
 SAMPLES_MAX: Final = 1_200
 """A longer run is sampled less often."""
-ASK_S_MAX: Final = 5.0
+ASK_S_MAX: Final = 2.0
+"""For an answer of the server or the provider; later ones are not known."""
 _HISTOGRAMS: Final = ("ttft_ms", "started_ms", "event_ms", "score_ms", "late_ms")
 
 
@@ -86,8 +87,12 @@ class Watch:
         server: httpx.AsyncClient,
         provider: httpx.AsyncClient,
     ) -> Sample:
-        scrape = await self._scrape(server)
-        stats = await self._stats(provider)
+        scrape, stats = None, {}
+        # httpx bounds each read, not the whole: a server that starves may take minutes
+        with trio.move_on_after(ASK_S_MAX):
+            scrape = await self._scrape(server)
+        with trio.move_on_after(ASK_S_MAX):
+            stats = await self._stats(provider)
         now_s = trio.current_time()
         sample = self._students(now_s, begin_s)
         if scrape is not None:

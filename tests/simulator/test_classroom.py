@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +127,32 @@ async def test_a_process_that_dies_ends_the_run_and_leaves_no_other(
             os.kill(crowd.pids[0], signal.SIGKILL)
     for pid in crowd.pids:
         assert role_of(pid) is None
+
+
+@real_time
+async def test_a_server_that_answers_drop_by_drop_does_not_stop_the_watcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it would have said is not known in those samples; all else is."""
+    monkeypatch.setattr("coach.simulator.watch.SAMPLE_S", 0.1)
+    monkeypatch.setattr("coach.simulator.watch.ASK_S_MAX", 0.2)
+
+    async def dribble(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"H")
+                await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, dribble, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        watch = Watch(Crowd(Plan(url=url)), Targets(url=url))
+        with trio.move_on_after(1):
+            await watch.run()
+        nursery.cancel_scope.cancel("seen enough")
+    assert len(watch.samples) >= 2
+    assert all(sample.sessions is None for sample in watch.samples)
 
 
 @real_time

@@ -84,6 +84,15 @@ def test_every_value_lies_within_its_scale(value: float) -> None:
     assert 0 < float(y) < 220
 
 
+def test_scales_are_written_as_people_write_them() -> None:
+    """Whole hundreds and thousands; no exponents."""
+    chart = Chart(title="t", unit="", series=[Series("x", [(0, 1_400.0)])])
+    drawing = svg(chart, [(0, 25_000), (1, 0)])
+    shown = re.findall(r'class="tick(?: faint)?"[^>]*>([^<]*)<', drawing)
+    assert {"1500", "1125", "375", "30k", "7.5k"} - set(shown) == {"7.5k"}
+    assert "7500" in shown
+
+
 SCRAPE = """\
 # HELP coach_wait_seconds how long
 coach_wait_seconds_bucket{le="0.1",endpoint="a \\"b\\""} 90
