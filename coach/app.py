@@ -36,7 +36,16 @@ from .grading import Desk, Latencies
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
-from .session import Identity, Pacer, Route, Services, Sessions, open_authority, serve_session
+from .session import (
+    Authority,
+    Identity,
+    Pacer,
+    Route,
+    Services,
+    Sessions,
+    open_authority,
+    serve_session,
+)
 from .store import RedisError
 
 log = structlog.get_logger()
@@ -145,8 +154,9 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
     """Open what a web worker consists of.
 
     Raises:
-      ConfigurationError: see `open_backend`.
+      ConfigurationError: see `open_backend` and `_open_authority`.
     """
+    authority = await _open_authority(settings)
     role = f"w{os.environ.get('COACH_WORKER', '0')}"
     async with (
         open_backend(settings, role=role) as backend,
@@ -158,12 +168,14 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             ping_s=settings.server.ping_s,
             drain_s=settings.server.drain_s * DRAIN_SHARE,
         )
+        if authority.keys is not None:
+            nursery.start_soon(authority.keys.run)
         pacer = Pacer(settings.server.delta_window_s)
         flags, unpooled = Flags(settings.rollout), Unpooled(settings)
         services = Services(
             settings=settings,
             worker=backend.worker,
-            authority=open_authority(settings),
+            authority=authority,
             limits=limits,
             local_limits=LocalLimits(settings.limits),
             routes=[
@@ -199,6 +211,18 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
         log.info("worker_ready", worker=backend.worker)
         yield Parts(backend=backend, services=services, sessions=sessions, nursery=nursery)
         nursery.cancel_scope.cancel("the worker shuts down")
+
+
+async def _open_authority(settings: config.Settings) -> Authority:
+    """Make the authority; what a URL brings comes later: an identity provider may be away.
+
+    Raises:
+      ConfigurationError: `auth.jwks_file` cannot be used, or no secret can be kept.
+    """
+    authority = open_authority(settings)
+    if authority.keys is not None and settings.auth.jwks_file is not None:
+        await authority.keys.look()
+    return authority
 
 
 async def _sample(backend: Backend, sessions: Sessions, unpooled: Unpooled) -> None:
@@ -323,7 +347,7 @@ async def _assignments() -> Response:
 
 @app.get("/api/submissions/<submission>")
 async def _submission(submission: str) -> dict[str, Any]:
-    identity = _caller()
+    identity = await _caller()
     state = await app.opened().backend.queue.get(identity.org, submission)
     if state is None or state.user != identity.user:
         raise Forbidden("you have no submission of this id")
@@ -337,7 +361,7 @@ async def _submission(submission: str) -> dict[str, Any]:
 @app.get("/api/costs")
 async def _costs() -> dict[str, Any]:
     """The bill, as `coach costs --json`; for operators, and for educators that of their org."""
-    identity = _caller()
+    identity = await _caller()
     if identity.role == "student":
         raise Forbidden("the bill is for educators and operators")
     asked = request.args
@@ -364,7 +388,7 @@ async def _costs() -> dict[str, Any]:
 @app.get("/api/queue")
 async def _queue() -> dict[str, Any]:
     """How much waits, and the newest dead letters; for operators."""
-    if _caller().role != "operator":
+    if (await _caller()).role != "operator":
         raise Forbidden("the queue is for operators: coach token --role operator")
     desk = Desk(app.opened().backend.redis, app.settings.grading)
     statistics = await desk.queue.statistics()
@@ -372,9 +396,9 @@ async def _queue() -> dict[str, Any]:
     return {**attrs.asdict(statistics), "dead_letters": [attrs.asdict(job) for job in dead]}
 
 
-def _caller() -> Identity:
+async def _caller() -> Identity:
     authority = app.opened().services.authority
-    return authority.verify_bearer(request.headers.get("Authorization", ""))
+    return await authority.identify_bearer(request.headers.get("Authorization", ""))
 
 
 @app.get("/healthz")

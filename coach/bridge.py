@@ -135,7 +135,7 @@ async def _page() -> Response:
 @bridge.get("/api/ops/stream")
 async def _stream() -> Response:
     """Server-sent events: the last hour's vitals, each an event, then those that come."""
-    _operator()
+    await _operator()
     app = _app()
     redis = app.opened().backend.redis
 
@@ -164,7 +164,7 @@ async def _stream() -> Response:
 @bridge.get("/api/ops/audit")
 async def _audit() -> Response:
     """The newest entries first: `[{at, who, action, detail}]`."""
-    _operator()
+    await _operator()
     redis = _app().opened().backend.redis
     found: Any = await redis.xrevrange("audit", count=AUDIT_SHOWN)
     return jsonify(
@@ -175,7 +175,7 @@ async def _audit() -> Response:
 @bridge.get("/api/ops/dead")
 async def _dead() -> Response:
     """Essays that were given up, the newest first."""
-    _operator()
+    await _operator()
     app = _app()
     desk = Desk(app.opened().backend.redis, app.settings.grading)
     jobs = [job async for job in desk.jobs("dead", newest_first=True, count_max=DEAD_SHOWN)]
@@ -219,7 +219,7 @@ Action = Lane | Dead | SetFlag | Breaker
 @bridge.post("/api/ops/actions")
 async def _act() -> Response:
     """Do one thing, and say what became of it; it stands in the audit first."""
-    who = _operator()
+    who = await _operator()
     app = _app()
     try:
         action = msgspec.json.decode(await request.get_data(), type=Action)
@@ -304,14 +304,14 @@ def _app() -> Host:
     return found
 
 
-def _operator() -> Identity:
+async def _operator() -> Identity:
     """Who asks, if that is an operator.
 
     Raises:
       Unauthenticated, Forbidden: it is not.
     """
     authority = _app().opened().services.authority
-    identity = authority.verify_bearer(request.headers.get("Authorization", ""))
+    identity = await authority.identify_bearer(request.headers.get("Authorization", ""))
     if identity.role != "operator":
         raise Forbidden("the bridge is for operators: coach token --role operator")
     return identity

@@ -101,6 +101,15 @@ class Auth(Section, frozen=True, kw_only=True):
     """`open`: POST /api/token makes a student for anybody (demo); `jwt`: bring a token."""
     secret: str | None = None
     """HS256 key, at least 32 bytes; absent in `open` mode: made once and kept in `data_dir`."""
+    jwks_file: str | None = None
+    """Public keys of an identity provider (RS256, EdDSA) as a JWK set; or `jwks_url`."""
+    jwks_url: str | None = None
+    jwks_refresh_s: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
+    """Between two looks at the keys; a token that names a new one causes another."""
+    audience: str | None = None
+    """What a token's `aud` must be or contain; absent: a token with `aud` is not for us."""
+    issuer: str | None = None
+    """What its `iss` must be; absent: anything."""
     token_s: Seconds = 86_400.0
     """Life of the tokens that coach itself makes."""
     leeway_s: Annotated[float, Meta(ge=0)] = 5.0
@@ -506,10 +515,7 @@ def _check(settings: Settings) -> None:
                 f"provider {provider.name}: base_url must be https://host[:port][/path], or "
                 "http:// for a server on this machine (127.0.0.1)"
             )
-    if settings.auth.mode == "jwt" and settings.auth.secret is None:
-        raise ConfigurationError("auth.mode is jwt: set auth.secret")
-    if settings.auth.secret is not None and len(settings.auth.secret.encode()) < 32:
-        raise ConfigurationError("auth.secret: an HS256 key needs at least 32 bytes")
+    _check_auth(settings.auth)
     if settings.budget.soft_percent > settings.budget.hard_percent:
         raise ConfigurationError("budget.soft_percent is above budget.hard_percent")
     if settings.budget.submission_percent + settings.budget.background_percent > 90:
@@ -521,3 +527,23 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("failover.first_token_s_min is above failover.first_token_s_max")
     if settings.grading.heartbeat_s * 2 > settings.grading.lease_s:
         raise ConfigurationError("grading.lease_s must be at least twice grading.heartbeat_s")
+
+
+def _check_auth(auth: Auth) -> None:
+    if auth.jwks_file is not None and auth.jwks_url is not None:
+        raise ConfigurationError("auth: set jwks_file or jwks_url, not both")
+    has_keys = auth.jwks_file is not None or auth.jwks_url is not None
+    if auth.mode == "jwt" and auth.secret is None and not has_keys:
+        raise ConfigurationError("auth.mode is jwt: set auth.secret, auth.jwks_file or jwks_url")
+    if auth.mode == "open" and has_keys:
+        raise ConfigurationError('auth.mode is open, so anybody gets a token: set mode = "jwt"')
+    if auth.jwks_url is not None:
+        url = urlsplit(auth.jwks_url)
+        local = url.scheme == "http" and url.hostname in LOOPBACK
+        if not url.hostname or not (url.scheme == "https" or local):
+            raise ConfigurationError(
+                "auth.jwks_url must be https://host[:port]/path, or http:// for a server on this "
+                "machine (127.0.0.1)"
+            )
+    if auth.secret is not None and len(auth.secret.encode()) < 32:
+        raise ConfigurationError("auth.secret: an HS256 key needs at least 32 bytes")

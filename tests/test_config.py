@@ -66,3 +66,19 @@ def test_a_mistake_is_one_line_that_names_the_setting(
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot read"):
         config.load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("environ", "what"),
+    [
+        ({"MODE": "jwt"}, r"auth\.secret, auth\.jwks_file or jwks_url"),
+        ({"MODE": "jwt", "JWKS_FILE": "a", "JWKS_URL": "https://id/k"}, "not both"),
+        ({"JWKS_FILE": "a"}, 'set mode = "jwt"'),
+        ({"MODE": "jwt", "JWKS_URL": "http://id/keys"}, r"auth\.jwks_url must be https"),
+        ({"MODE": "jwt", "JWKS_URL": "nonsense"}, r"auth\.jwks_url must be https"),
+        ({"MODE": "jwt", "SECRET": "short"}, "at least 32 bytes"),
+    ],
+)
+def test_keys_that_contradict_the_mode_are_refused(environ: dict[str, str], what: str) -> None:
+    with pytest.raises(ConfigurationError, match=what):
+        config.load(None, {f"COACH_AUTH__{name}": value for name, value in environ.items()})

@@ -188,7 +188,7 @@ class Session:
             hello = wire.decode(text)
             if not isinstance(hello, wire.Hello):
                 raise Unauthenticated("say hello first")
-            identity = self._services.authority.verify(hello.token)
+            identity = await self._services.authority.identify(hello.token)
             self._sessions.add(self, org=identity.org, user=identity.user)
             self._services.costs.watch(identity.org)
         except CoachError as error:
