@@ -35,8 +35,8 @@ LANES: Final[dict[Lane, float]] = {"interactive": 0.7, "submission": 0.2, "backg
 QUOTA: Final = {"requests": 3_000, "input_tokens": 400_000, "output_tokens": 60_000}
 HARD: Final = 0.95
 BIN_S: Final = 5.0
-EVEN_FROM_S: Final = 60.0
-"""Before, the burst that a full quota allows is still in the window."""
+EVEN_FROM_S: Final = 65.0
+"""Before, the burst that a full quota allows is still in the window, which is 61 s long."""
 OUTPUT_MAX: Final = 400
 PATIENCE_S: Final = 30.0
 START_S_MAX: Final = 30.0
@@ -352,7 +352,7 @@ def jain(values: Iterable[float]) -> float:
 
 def evenness(
     requests: Sequence[Request], begun_at: float, seconds: float
-) -> dict[str, float] | None:
+) -> dict[str, Any] | None:
     """Output tokens let in, every 5 s of them, against their mean; None: too short to tell."""
     bins = int((seconds - EVEN_FROM_S) // BIN_S)
     if bins < 6:
@@ -367,6 +367,7 @@ def evenness(
     return {
         "least": round(min(sums) / mean, 2) if mean else 0.0,
         "most": round(max(sums) / mean, 2) if mean else 0.0,
+        "bins": [round(each) for each in sums],
         "of_hard": round(mean / BIN_S * 60 / (HARD * QUOTA["output_tokens"]), 3),
     }
 
