@@ -34,6 +34,7 @@ cli.add_typer(commands.limits.cli, name="limits")
 cli.add_typer(commands.queue.cli, name="queue")
 cli.add_typer(commands.quota.cli, name="quota")
 cli.command()(commands.evaluate.evaluate)
+cli.add_typer(commands.calibrate.cli, name="calibrate")
 
 Model = Literal["simulated", "local"]
 

@@ -8,7 +8,7 @@ import trio
 
 from . import config
 from .backend import Backend, open_backend
-from .grading import Judge, run_grader
+from .grading import Calibrations, Judge, run_grader
 from .ops import log as logging
 
 
@@ -22,12 +22,15 @@ async def run_graders(settings: config.Settings) -> None:
     stopping = trio.Event()
     async with open_backend(settings, role="grader") as backend, trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, stopping)
+        calibrations = Calibrations(backend.rubric)
+        await nursery.start(calibrations.run, backend.redis)
         await run_grader(
             queue=backend.queue,
             judges=judges_of(backend),
             rubric=backend.rubric,
             settings=settings.grading,
             costs=backend.costs,
+            calibrations=calibrations,
             worker=backend.worker,
             stopping=stopping,
         )

@@ -5,7 +5,15 @@ does not.
 """
 
 from .essays import ScoredEssay, ScoredEssays, key_of, read_essays
-from .figures import Evaluation, JudgedEssay, PanelFigures, Report, panels_of, report
+from .figures import (
+    Evaluation,
+    JudgedEssay,
+    PanelFigures,
+    Report,
+    calibration_of,
+    panels_of,
+    report,
+)
 from .plot import draw_confusion
 from .recalibrate import COVERAGE, Split, Stage, choose, fit, lines, margin, split
 from .scale import ASAP, ASAP_RATERS, Scale
@@ -27,6 +35,7 @@ __all__ = [
     "Split",
     "Stage",
     "agreement",
+    "calibration_of",
     "ceilings",
     "choose",
     "draw_confusion",

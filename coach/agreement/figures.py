@@ -17,8 +17,8 @@ import attrs
 import msgspec
 
 from ..errors import ConfigurationError
-from ..grading import Line, Rubric, panel_score
-from .recalibrate import COVERAGE, Stage, choose, lines, margin, misses_needed, split
+from ..grading import Calibration, Line, Rubric, panel_name, panel_score
+from .recalibrate import COVERAGE, Stage, choose, fit, lines, margin, misses_needed, split
 from .scale import Scale
 from .statistics import Agreement, Ceilings, agreement, ceilings
 
@@ -114,13 +114,20 @@ class Report:
     """Of the widest panel: a row for each place of the reference, a column for each of its own."""
 
 
-def report(evaluation: Evaluation, rubric: Rubric, *, coverage: float = COVERAGE) -> Report:
+def report(
+    evaluation: Evaluation,
+    rubric: Rubric,
+    *,
+    coverage: float = COVERAGE,
+    stage: Stage | None = None,
+) -> Report:
     """Compare every judge and panel with people.
 
     Args:
       evaluation: what was judged.
       rubric: what it was judged by.
       coverage: of the intervals, above 0 and below 1.
+      stage: how far recalibration goes; None: for each judge as far as helps it.
 
     Raises:
       ConfigurationError: the rubric is another one, or nothing was judged by all judges.
@@ -140,11 +147,11 @@ def report(evaluation: Evaluation, rubric: Rubric, *, coverage: float = COVERAGE
         common.part(part) for part in (parts.fit, parts.interval, parts.held_out)
     )
     scores = {judge: fitting.scores([judge]) for judge in judges}
-    stages = {judge: choose(of_judge, fitting.human) for judge, of_judge in scores.items()}
-    by_stage: dict[Stage | None, dict[str, Line]] = {
-        stage: lines(scores, fitting.human, stage) for stage in ("offset", "scale", None)
+    stages = {judge: stage or choose(of_judge, fitting.human) for judge, of_judge in scores.items()}
+    offset, scale = (lines(scores, fitting.human, each) for each in ("offset", "scale"))
+    chosen = {
+        judge: fit(of_judge, fitting.human, stages[judge]) for judge, of_judge in scores.items()
     }
-    chosen = by_stage[None]
     humans, limits = _humans(evaluation)
     panels = []
     for members in panels_of(judges):
@@ -157,8 +164,8 @@ def report(evaluation: Evaluation, rubric: Rubric, *, coverage: float = COVERAGE
                 judges=members,
                 all=whole.agreement(members),
                 held_out=unseen.agreement_or_none(members),
-                offset=unseen.agreement_or_none(members, by_stage["offset"]),
-                scale=unseen.agreement_or_none(members, by_stage["scale"]),
+                offset=unseen.agreement_or_none(members, offset),
+                scale=unseen.agreement_or_none(members, scale),
                 recalibrated=unseen.agreement_or_none(members, chosen),
                 margin=None if wide is None else math.ceil(wide - 1e-9),
                 covered=None
@@ -182,6 +189,40 @@ def report(evaluation: Evaluation, rubric: Rubric, *, coverage: float = COVERAGE
         ceilings=limits,
         confusion=common.confusion(panels[-1].judges),
     )
+
+
+def calibration_of(evaluation: Evaluation, found: Report, *, made_at: float) -> Calibration:
+    """What graders are to know of a report: what was fitted, and what it is worth.
+
+    Args:
+      evaluation: what was judged.
+      found: its report.
+      made_at: seconds since the epoch.
+    """
+    widest = found.panels[-1]
+    pair = (widest.held_out, widest.recalibrated)
+    return Calibration(
+        rubric=evaluation.rubric,
+        models=evaluation.judges,
+        lines=found.lines,
+        margins={
+            panel_name(panel.judges): math.ceil(panel.margin)
+            for panel in found.panels
+            if panel.margin is not None
+        },
+        coverage=found.coverage,
+        source=evaluation.source,
+        essays=found.essays,
+        made_at=made_at,
+        qwk=(_figure(pair[0], "qwk"), _figure(pair[1], "qwk")),
+        bias=(_figure(pair[0], "bias"), _figure(pair[1], "bias")),
+        covered=widest.covered,
+    )
+
+
+def _figure(found: Agreement | None, name: str) -> float | None:
+    value = math.nan if found is None else float(getattr(found, name))
+    return None if math.isnan(value) else round(value, 4)
 
 
 def panels_of(judges: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -123,13 +123,10 @@ def misses_needed(coverage: float) -> int:
 
 
 def lines(
-    scores: Mapping[str, Sequence[float]], human: Sequence[float], stage: Stage | None = None
+    scores: Mapping[str, Sequence[float]], human: Sequence[float], stage: Stage
 ) -> dict[str, Line]:
-    """A line for each judge; without a stage, each goes as far as helps it."""
-    return {
-        judge: fit(of_judge, human, stage or choose(of_judge, human))
-        for judge, of_judge in scores.items()
-    }
+    """A line for each judge."""
+    return {judge: fit(of_judge, human, stage) for judge, of_judge in scores.items()}
 
 
 def _agreement(scores: Sequence[float], human: Sequence[float]) -> float:

@@ -3,12 +3,13 @@
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import costs, evaluate, flags, limits, queue, quota
+from . import calibrate, costs, evaluate, flags, limits, queue, quota
 from .options import ConfigOption, DataDirOption, load
 
 __all__ = [
     "ConfigOption",
     "DataDirOption",
+    "calibrate",
     "costs",
     "evaluate",
     "flags",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -178,13 +179,21 @@ def _ask(
 
 
 def _evaluation(found: ScoredEssays, work: Work, answers: AnswerFile, *, source: str) -> Evaluation:
+    """One model for each judge: the one that answered most; what others said is left out."""
     from ..agreement import Evaluation, JudgedEssay
 
-    said = work.found(answers)
+    found_all = work.found(answers)
+    answered = {judge: Counter({model: 0}) for judge, model in work.judges.items()}
+    for (_, judge), saved in found_all.items():
+        answered[judge][saved.answer.model] += 1
+    models = {judge: counts.most_common(1)[0][0] for judge, counts in answered.items()}
+    said = {
+        pair: saved for pair, saved in found_all.items() if saved.answer.model == models[pair[1]]
+    }
     return Evaluation(
         source=source,
         rubric=work.rubric.fingerprint(),
-        judges=work.judges,
+        judges=models,
         low=found.scale.low,
         high=found.scale.high,
         step=found.scale.step,

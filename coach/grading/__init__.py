@@ -1,7 +1,15 @@
 """The grading queue, the judges, and the grader process that brings them together."""
 
 from .answers import Answer
-from .calibration import Bands, Line, panel_score
+from .calibration import Bands, Calibration, Line, panel_name, panel_score
+from .calibrations import (
+    Calibrations,
+    current_version,
+    keep_calibration,
+    read_calibration,
+    read_history,
+    use_calibration,
+)
 from .desk import Desk, Done, JobView
 from .grader import run_grader
 from .judges import Judge, JudgeOut
@@ -25,6 +33,8 @@ __all__ = [
     "Answer",
     "Assignment",
     "Bands",
+    "Calibration",
+    "Calibrations",
     "Claim",
     "Criterion",
     "CriterionGrade",
@@ -47,7 +57,13 @@ __all__ = [
     "Submission",
     "SubmissionState",
     "Usage",
+    "current_version",
+    "keep_calibration",
     "load_rubric",
+    "panel_name",
     "panel_score",
+    "read_calibration",
+    "read_history",
     "run_grader",
+    "use_calibration",
 ]

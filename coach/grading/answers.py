@@ -50,6 +50,10 @@ class Answer(msgspec.Struct, frozen=True):
     improve_first: str
     usage: Usage = Usage()
     """What it took to get it, a repair included."""
+    provider: str = ""
+    """Where it was asked, which need not be the judge's own endpoint."""
+    model: str = ""
+    """What answered, as the provider says."""
 
 
 class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

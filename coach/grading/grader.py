@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..errors import Code
     from ..ops import Costs
     from .answers import Answer
+    from .calibrations import Calibrations
     from .judges import Judge
     from .queue import Job, Queue
     from .records import Grade
@@ -63,6 +64,7 @@ async def run_grader(
     rubric: Rubric,
     settings: config.Grading,
     costs: Costs,
+    calibrations: Calibrations | None = None,
     worker: str,
     stopping: trio.Event,
 ) -> None:
@@ -77,13 +79,14 @@ async def run_grader(
       rubric: what they judge by.
       settings: lanes, concurrency, lease, heartbeat, drain time.
       costs: whose essays wait, since their org's budget is spent.
+      calibrations: what scores are calibrated by; None: they are as judged.
       worker: for the log.
       stopping: set it to end.
 
     Raises:
       ExceptionGroup: a bug; operating errors are logged and survived.
     """
-    grader = _Grader(queue, judges, rubric, settings, costs)
+    grader = _Grader(queue, judges, rubric, settings, costs, calibrations)
     log.info("grader_started", worker=worker, judges=[judge.name for judge in judges])
     async with trio.open_nursery() as grades:
         async with trio.open_nursery() as claiming:
@@ -104,12 +107,14 @@ class _Grader:
         rubric: Rubric,
         settings: config.Grading,
         costs: Costs,
+        calibrations: Calibrations | None,
     ) -> None:
         self._queue = queue
         self._judges = judges
         self._rubric = rubric
         self._settings = settings
         self._costs = costs
+        self._calibrations = calibrations
         self._lanes = [lane for lane in LANES if lane in settings.lanes]
         self._slots = trio.Semaphore(settings.concurrency)
         """Free places; one is held for each claim, from before it is made until it is settled."""
@@ -261,6 +266,8 @@ class _Grader:
             usage=total(usages),
             seconds=claim.age_s + trio.current_time() - started_at,
         )
+        if self._calibrations is not None:
+            grade = self._calibrations.apply(grade, answers)
         await self._finish(claim, grade)
 
     async def _ask(
@@ -327,6 +334,9 @@ class _Grader:
                 "judges": grade.judges,
                 "degraded": grade.degraded,
                 "feedback": grade.feedback,
+                "calibration": grade.calibration,
+                "interval": grade.interval,
+                "coverage": grade.coverage,
             }
             await self._tell(partial(self._queue.mail, receiver, "grade"), payload)
 

@@ -172,7 +172,12 @@ class Judge:
                 problem = str(error)
                 request = _with_note(prompt, error.problems)
                 continue
-            return msgspec.structs.replace(answer, usage=total(spent.usages))
+            return msgspec.structs.replace(
+                answer,
+                usage=total(spent.usages),
+                provider=self._provider.name,
+                model=completion.model,
+            )
         raise JudgeOut(
             f"{self.name}: {ANSWERS_MAX} invalid answers, the last: {problem}",
             "failed",

@@ -89,6 +89,12 @@ class Grade:
     """Tokens of all judges, repairs included."""
     seconds: float = 0.0
     """From submission to grade, on Redis' clock."""
+    calibration: int = 0
+    """Version of the calibration that the score is by; 0: it is as judged."""
+    interval: tuple[int, int] | None = None
+    """Where a person's score of this essay lies in `coverage` of all cases; of 0..100."""
+    coverage: float | None = None
+    """Present exactly when `interval` is; above 0, below 1."""
 
 
 @attrs.frozen(kw_only=True)

@@ -196,6 +196,11 @@ class Grade(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     judges: int
     degraded: bool = False
     feedback: str = ""
+    calibration: int = 0
+    """Version of the calibration that the score is by; 0: it is as judged."""
+    interval: tuple[int, int] | None = None
+    """Where a person's score lies with a probability of `coverage`."""
+    coverage: float | None = None
 
 
 class Error(_Server, tag=str.lower, omit_defaults=True, kw_only=True):

@@ -39,6 +39,9 @@ export function showGrade(element, grade, text, handedInAt, onEvidence) {
   const criteria = make("ul", "criteria");
   criteria.append(...grade.criteria.map((criterion) => row(criterion, text, onEvidence)));
   element.replaceChildren(score);
+  if (grade.interval) {
+    element.append(make("p", "interval", intervalInWords(grade)));
+  }
   if (grade.degraded) {
     element.append(
       make("p", "degraded", "Not every judge could answer: this is a grade to be less sure of."),
@@ -64,6 +67,12 @@ export function showGrade(element, grade, text, handedInAt, onEvidence) {
 export function gradeInWords(grade) {
   const bands = grade.criteria.map(({ label, band, band_max: max }) => `${label} ${band} of ${max}`);
   return `Graded: ${grade.score} of 100. ${bands.join(", ")}.`;
+}
+
+/** How sure the score is, in words that promise no more than was measured. */
+function intervalInWords({ interval: [low, high], coverage }) {
+  const often = Math.round(coverage * 100);
+  return `In ${often} of 100 cases a teacher's score lies between ${low} and ${high}.`;
 }
 
 function row({ label, name, band, band_max: max, evidence, reason }, text, onEvidence) {

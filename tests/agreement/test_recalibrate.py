@@ -37,7 +37,7 @@ def test_the_scale_undoes_a_judge_who_shies_away_from_the_ends() -> None:
 def test_a_better_essay_never_gets_a_lower_score() -> None:
     """Also where a judge has it the wrong way round, or gives everybody the same."""
     scores, human = judged(100, offset=100, scale=-1.0)
-    for line in lines({"wrong": scores, "same": [50.0] * 100}, human).values():
+    for line in lines({"wrong": scores, "same": [50.0] * 100}, human, "scale").values():
         assert line.scale > 0
 
 

@@ -20,6 +20,8 @@ import trio
 
 from coach import config
 from coach.errors import Overloaded
+from coach.grading.calibration import Calibration, Line
+from coach.grading.calibrations import Calibrations, keep_calibration
 from coach.grading.desk import Desk
 from coach.grading.grader import run_grader
 from coach.grading.judges import Judge
@@ -59,6 +61,7 @@ class World:
     providers: list[FakeProvider]
     budget: FakeBudget = attrs.field(factory=FakeBudget)
     costs: Costs = attrs.field(factory=new_costs)
+    calibrations: Calibrations | None = None
     stopping: trio.Event = attrs.field(factory=trio.Event)
 
     async def run_grader(self, queue: Queue | None = None, name: str = "grader") -> None:
@@ -79,6 +82,7 @@ class World:
             rubric=RUBRIC,
             settings=self.settings,
             costs=self.costs,
+            calibrations=self.calibrations,
             worker=name,
             stopping=self.stopping,
         )
@@ -644,3 +648,34 @@ async def test_the_essays_of_an_org_without_money_wait_and_no_judge_is_asked(
         assert state.status == "queued"
         assert world.providers[0].prompts == []
         assert reasons(world.costs) == {}
+
+
+async def test_a_grade_is_by_the_calibration_in_use_and_says_so(tmp_path: Path) -> None:
+    """In the record and in the student's mail alike; the bands stay as they were judged."""
+    text = essay().text
+    providers = [FakeProvider(replies=[judged(text[:10], band=3)])]
+    calibration = Calibration(
+        rubric=RUBRIC.fingerprint(),
+        models={"opus": "judge-1"},
+        lines={"opus": Line(-8.0, 1.0)},
+        margins={"opus": 6},
+        coverage=0.9,
+        source="class.csv",
+        essays=100,
+        made_at=1.0,
+    )
+    async with open_world(tmp_path, *providers) as world, trio.open_nursery() as nursery:
+        version = await keep_calibration(world.redis, calibration)
+        world.calibrations = Calibrations(RUBRIC)
+        await nursery.start(world.calibrations.run, world.redis)
+        await world.queue.submit(essay())
+        async with grading(world):
+            grade = (await world.ended()).grade
+            (mail,) = await world.mails()
+        nursery.cancel_scope.cancel()
+    assert grade is not None
+    assert (grade.score, grade.calibration) == (52, version)
+    assert (grade.interval, grade.coverage) == ((46, 58), 0.9)
+    assert {each.band for each in grade.criteria} == {3}
+    told = msgspec.json.decode(mail["payload"], type=wire.Grade)
+    assert (told.score, told.calibration, told.interval, told.coverage) == (52, 1, (46, 58), 0.9)

@@ -230,6 +230,9 @@ def grade_of(text: str) -> Message:
         "criteria": criteria,
         "judges": 1,
         "degraded": False,
+        "calibration": 3,
+        "interval": [58, 76],
+        "coverage": 0.9,
         "feedback": "Link the second paragraph to the first, then check the commas.",
     }
 

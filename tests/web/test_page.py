@@ -73,6 +73,9 @@ async def test_a_student_writes_is_read_hands_in_and_is_graded() -> None:
             page.get_by_text("has arrived and is safe").wait_for()
             page.wait_for_selector(".score")
             assert page.locator(".score strong").inner_text() == "67"
+            assert page.locator(".interval").inner_text() == (
+                "In 90 of 100 cases a teacher's score lies between 58 and 76."
+            )
             assert page.locator(".criterion-row").count() == 4
             assert page.locator(".criterion-row .band").first.get_attribute("aria-label") == (
                 "band 2 of 5"
