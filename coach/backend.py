@@ -110,7 +110,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             ) from error
         _warn_of_unpriced(prices, settings)
         costs = await stack.enter_async_context(
-            open_costs(redis, prices, settings.costs, worker=worker)
+            open_costs(redis, prices, settings.costs, worker=worker, cache=settings.cache.ttl)
         )
         pool = await stack.enter_async_context(
             open_pool(settings, on_batch=metrics.event_latency_seconds.observe)

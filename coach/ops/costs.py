@@ -175,6 +175,7 @@ class Costs:
         settings: config.Costs,
         *,
         worker: str,
+        cache: CacheLife = "5m",
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Nothing is sent until `flush`.
@@ -183,11 +184,13 @@ class Costs:
           prices: what tokens cost.
           settings: how long books are kept, how many cells may wait, budgets.
           worker: unique to one run of one process.
+          cache: how long what is written to providers' caches lives there.
           wall: seconds since the epoch.
         """
         self.prices = prices
         self._settings = settings
         self._worker = worker
+        self._cache: CacheLife = cache
         self._wall = wall
         self._orgs: dict[str, _Org] = {}
         self._cells = 0  # in `pending` of all orgs
@@ -209,7 +212,6 @@ class Costs:
         user: str = "",
         assignment: str = "",
         asked: str | None = None,
-        cache: CacheLife = "5m",
         batch: bool = False,
     ) -> None:
         """Book what one request cost. Not a checkpoint; never fails.
@@ -223,7 +225,6 @@ class Costs:
           user: for whom it was; empty where it was for nobody in particular.
           assignment: for which task; likewise.
           asked: the model that was asked for: its price counts where the answer's name has none.
-          cache: how long what was written to the provider's cache lives there.
           batch: it was asked for in a batch.
         """
         tokens = usage.input + usage.cache_write + usage.cache_read + usage.output
@@ -232,7 +233,7 @@ class Costs:
         price = self.prices.find(provider=provider, model=model)
         if price is None and asked is not None:
             price = self.prices.find(provider=provider, model=asked)
-        nano = 0 if price is None else price.nano(usage, cache=cache, batch=batch)
+        nano = 0 if price is None else price.nano(usage, cache=self._cache, batch=batch)
         unpriced = tokens if price is None else 0
         model = model[:NAME_CHARACTERS_MAX]
         counts = (usage.input, usage.cache_write, usage.cache_read, usage.output)
@@ -458,7 +459,12 @@ class Costs:
 
 @asynccontextmanager
 async def open_costs(
-    redis: Redis, prices: Prices, settings: config.Costs, *, worker: str
+    redis: Redis,
+    prices: Prices,
+    settings: config.Costs,
+    *,
+    worker: str,
+    cache: CacheLife = "5m",
 ) -> AsyncIterator[Costs]:
     """Keep a process's books; leaving writes what is left, for CLOSE_S_MAX at most.
 
@@ -467,8 +473,9 @@ async def open_costs(
       prices: what tokens cost.
       settings: see `config.Costs`.
       worker: unique to one run of one process.
+      cache: how long what is written to providers' caches lives there.
     """
-    costs = Costs(prices, settings, worker=worker)
+    costs = Costs(prices, settings, worker=worker, cache=cache)
     try:
         async with running(partial(costs.run, redis)):
             yield costs

@@ -350,9 +350,7 @@ def jain(values: Iterable[float]) -> float:
     return round(sum(found) ** 2 / (len(found) * squares), 4) if squares else 1.0
 
 
-def evenness(
-    requests: Sequence[Request], begun_at: float, seconds: float
-) -> dict[str, Any] | None:
+def evenness(requests: Sequence[Request], begun_at: float, seconds: float) -> dict[str, Any] | None:
     """Output tokens let in, every 5 s of them, against their mean; None: too short to tell."""
     bins = int((seconds - EVEN_FROM_S) // BIN_S)
     if bins < 6:

@@ -12,8 +12,9 @@ import trio
 from structlog.testing import capture_logs
 
 from coach import config
-from coach.ops import BudgetExhausted, Costs, load_prices, open_costs
+from coach.ops import BudgetExhausted, Costs, load_prices, metrics, open_costs
 from coach.ops.costs import MEASURES, OTHERS, Keys, Reason
+from coach.ops.prices import CacheLife
 from coach.providers import Usage
 from coach.store import ConnectionLost, Redis, ResponseError, script
 from coach.store.routing import slot_of
@@ -291,3 +292,20 @@ def test_the_books_of_an_org_lie_on_one_node_of_a_cluster(org: str) -> None:
     names += [keys.budget, keys.flushed("w0-1")]
     assert len({slot_of(name.encode()) for name in names}) == 1
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("cache", "factor"), [("5m", 1.25), ("1h", 2.0)])
+async def test_what_is_written_for_an_hour_costs_what_an_hour_costs(
+    cache: CacheLife, factor: float
+) -> None:
+    """Anthropic asks 1.25 and 2 times the price of input."""
+    costs = Costs(load_prices(config.Settings()), config.Costs(), worker="w", cache=cache)
+    metric = metrics.cost_nanodollars.labels("p", MODEL, "feedback")
+    before = metric._value.get()
+    book(costs)
+    plain = metric._value.get() - before
+    book(costs, usage=Usage(input=0, cache_write=1_000, cache_read=0, output=100))
+    written = metric._value.get() - before - plain
+    price = costs.prices.find(provider="p", model=MODEL)
+    assert price is not None
+    assert written - plain == pytest.approx((factor - 1) * price.input)
