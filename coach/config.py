@@ -125,7 +125,7 @@ class Limits(Section, frozen=True, kw_only=True):
     org_requests_per_minute: Count = 6_000
     org_tokens_per_minute: Count = 6_000_000
     wait_s: Seconds = 5.0
-    """How long a turn may wait for Redis."""
+    """How long a turn may wait for Redis, all that it asks of it together."""
     lease_s: Annotated[float, Meta(ge=1, le=60)] = 10.0
     """A dead worker's reservations are refunded after it."""
 

@@ -6,6 +6,7 @@ from .live_quota import said_for_s, say_quota, unsay_quota
 from .local_limits import LocalLimits
 from .quota import DIMENSIONS, LANES, Ask, Lane
 from .rules import LIMIT_MAX, Limit, Rule, set_rule, show_limits, show_rules
+from .scripts import Patience
 from .ungoverned import FreeAdmission, Ungoverned
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Lane",
     "Limit",
     "LocalLimits",
+    "Patience",
     "Reservation",
     "Rule",
     "Ungoverned",

@@ -33,7 +33,9 @@ from .scripts import (
     Admitted,
     EndpointScripts,
     Insistence,
+    Patience,
     Queued,
+    RedisAway,
     insist,
 )
 
@@ -200,6 +202,7 @@ class EndpointBudget:
         lane: Lane,
         org: str,
         on_position: Callable[[int, float], None] | None = None,
+        patience: Patience | None = None,
     ) -> AsyncIterator[Admission]:
         """Wait until the request may be sent: one round trip where there is room.
 
@@ -216,9 +219,10 @@ class EndpointBudget:
           on_position: called synchronously with (position from 1, seconds until its turn) when the
             request has to wait, and when one of them has changed, at most five times a second.
             Must not raise.
+          patience: how long the request waits for Redis in all; none: `wait_s` for this call.
 
         Raises:
-          Overloaded: the line is full, or Redis has not answered for `wait_s`.
+          Overloaded: the line is full, or Redis has not answered for `wait_s` or beyond `patience`.
           TooLarge: the input alone is larger than the whole quota.
 
         Cancellation: as if nothing had happened; a place in line is free at once.
@@ -236,7 +240,7 @@ class EndpointBudget:
         dimension = self._configured.refuses(ask)
         if dimension is not None and self.capacity.refuses(ask) is not None:
             raise input_too_large(self.endpoint, ticket.ask, dimension)
-        call, admission = Insistence(self._settings.wait_s), None
+        call, admission = Insistence(self._settings.wait_s, patience), None
         s_max = GIVE_BACK_S_MAX
         try:
             try:
@@ -285,7 +289,12 @@ class EndpointBudget:
             return reply
         if isinstance(reply, Queued):
             self._queued_count += 1
-            return await self._line.wait(ticket, reply)
+            try:
+                return await self._line.wait(ticket, reply)
+            except RedisAway:
+                if call.patience is not None:
+                    call.patience.left_s = 0.0
+                raise
         call.may_have_run = False
         raise self._line.refusal(ticket, reply)
 

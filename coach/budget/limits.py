@@ -30,7 +30,7 @@ from ..ops import metrics
 from ..store import Redis, RedisError
 from .limit_scripts import LimitKeys, LimitScripts, Over
 from .rules import keys_of, limits_in
-from .scripts import GIVE_BACK_S_MAX, LAST_TRY_S_MAX, Insistence, insist, may_pass
+from .scripts import GIVE_BACK_S_MAX, LAST_TRY_S_MAX, Insistence, Patience, insist, may_pass
 
 log = structlog.get_logger()
 
@@ -132,7 +132,13 @@ class UserLimits:
 
     @asynccontextmanager
     async def reserve(
-        self, *, user: str, org: str, tokens: int, tokens_least: int = 0
+        self,
+        *,
+        user: str,
+        org: str,
+        tokens: int,
+        tokens_least: int = 0,
+        patience: Patience | None = None,
     ) -> AsyncIterator[Reservation]:
         """Reserve a request and `tokens` in the user's and the org's window: one round trip.
 
@@ -146,17 +152,18 @@ class UserLimits:
           tokens: the most that may be used. Where that is more than the whole limit, the whole
             limit is reserved: see `Reservation.tokens`.
           tokens_least: what is used in any case; at most `tokens`.
+          patience: how long the request waits for Redis in all; none: `wait_s` for this call.
 
         Raises:
           RateLimited: it does not fit now; `retry_after_s` says when it will.
           TooLarge: `tokens_least` is more than the whole limit: it never will.
-          Overloaded: Redis has not answered for `wait_s`.
+          Overloaded: Redis has not answered for `wait_s`, or beyond `patience`.
           In each case nothing is reserved. In mode `shadow` only the last is raised.
 
         Cancellation: as if nothing had happened.
         """
         keys = attrs.evolve(keys_of(org=org, user=user), hold=secrets.token_hex(8))
-        call, reservation = Insistence(self._settings.wait_s), None
+        call, reservation = Insistence(self._settings.wait_s, patience), None
         reserved_at, s_max = trio.current_time(), GIVE_BACK_S_MAX
         try:
             try:

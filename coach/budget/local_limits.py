@@ -22,6 +22,7 @@ from ..ops import metrics
 from .limit_scripts import NAMES, Over
 from .limits import COUNTS_S, Reservation, refusal
 from .rules import limits_in
+from .scripts import Patience
 
 WINDOWS_KEPT: Final = 1_000
 """Beyond so many, and twice as many as were left the last time, empty ones are looked for."""
@@ -40,9 +41,16 @@ class LocalLimits:
 
     @asynccontextmanager
     async def reserve(
-        self, *, user: str, org: str, tokens: int, tokens_least: int = 0
+        self,
+        *,
+        user: str,
+        org: str,
+        tokens: int,
+        tokens_least: int = 0,
+        patience: Patience | None = None,
     ) -> AsyncIterator[Reservation]:
         """As `UserLimits.reserve`, in this process' windows alone. Never `Overloaded`."""
+        del patience  # there is nothing to wait for
         await trio.lowlevel.checkpoint()
         limits, now_s = self._limits, trio.current_time()
         whole = min(limits["user_tokens"], limits["org_tokens"])

@@ -22,7 +22,16 @@ import trio
 from ..errors import CoachError, Overloaded, TooLarge
 from ..store import Redis, RedisError
 from .quota import Amounts, Outlook, Told
-from .scripts import RETRY_S, Admitted, EndpointScripts, Full, Passed, Queued, Refused
+from .scripts import (
+    RETRY_S,
+    Admitted,
+    EndpointScripts,
+    Full,
+    Passed,
+    Queued,
+    RedisAway,
+    Refused,
+)
 
 LOOKS_PER_LEASE: Final = 4
 """A dead worker's tickets are out of everybody's way after a lease and a look."""
@@ -112,7 +121,8 @@ class Line:
         """Wait until `ticket`, which Redis has put into line, may go.
 
         Raises:
-          Overloaded: Redis was away for too long, or the line was lost and is full now.
+          RedisAway: it was away for too long.
+          Overloaded: the line was lost, and is full now.
           TooLarge: the line was lost, and meanwhile the quota was made too small for it.
 
         Cancellation: the ticket may be in line, or admitted; the caller ends it.
@@ -253,7 +263,7 @@ class Line:
         while self._waiting:
             _, ticket = self._waiting.popitem()
             ticket.refuse(
-                Overloaded("the waiting line cannot be reached now", retry_after_s=self._wait_s)
+                RedisAway("the waiting line cannot be reached now", retry_after_s=self._wait_s)
             )
 
 

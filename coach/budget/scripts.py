@@ -50,11 +50,29 @@ def may_pass(error: RedisError) -> bool:
     return isinstance(error, UNAVAILABLE) or str(error).startswith(UNAVAILABLE_CODES)
 
 
+class RedisAway(Overloaded):
+    """Redis has not answered for as long as a request may wait for it."""
+
+
+@attrs.define
+class Patience:
+    """How long one request waits for Redis in all, whatever it asks of it: limits, then budgets.
+
+    Shared by the calls of one request, which take from it in turn. Waiting in line is not waiting
+    for Redis, as long as Redis answers.
+    """
+
+    left_s: float
+    """0.0: the next call that needs Redis is `RedisAway` at once, and nothing is sent."""
+
+
 @attrs.define
 class Insistence:
     """Runs scripts until Redis answers, or long enough."""
 
     wait_s: float
+    patience: Patience | None = None
+    """What the request has left, where that is less than `wait_s`."""
     may_have_run: bool = False
     """False: surely nothing has changed in Redis."""
 
@@ -62,22 +80,32 @@ class Insistence:
         """The reply of `run`.
 
         Raises:
-          Overloaded: none within `wait_s`.
+          RedisAway: none within `wait_s`, or within what is left of `patience`.
 
         Cancellation: it may have run.
         """
-        with trio.move_on_after(self.wait_s):
-            while True:
-                before, self.may_have_run = self.may_have_run, True
-                try:
-                    return await run()
-                except NotSent:
-                    self.may_have_run = before
-                except RedisError as error:
-                    if not may_pass(error):
-                        raise
-                await trio.sleep(RETRY_S)
-        raise Overloaded("the shared limits cannot be reached now", retry_after_s=self.wait_s)
+        patience = Patience(self.wait_s) if self.patience is None else self.patience
+        wait_s, began_at = min(self.wait_s, patience.left_s), trio.current_time()
+        try:
+            if wait_s > 0:
+                with trio.move_on_after(wait_s):
+                    return await self._run(run)
+        finally:
+            patience.left_s = max(0.0, patience.left_s - (trio.current_time() - began_at))
+        await trio.lowlevel.checkpoint()
+        raise RedisAway("the shared limits cannot be reached now", retry_after_s=self.wait_s)
+
+    async def _run(self, run: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            before, self.may_have_run = self.may_have_run, True
+            try:
+                return await run()
+            except NotSent:
+                self.may_have_run = before
+            except RedisError as error:
+                if not may_pass(error):
+                    raise
+            await trio.sleep(RETRY_S)
 
 
 async def insist(run: Callable[[], Awaitable[object]]) -> None:

@@ -12,6 +12,7 @@ from typing import final
 import trio
 
 from .quota import Ask, Lane
+from .scripts import Patience
 
 
 @final
@@ -40,6 +41,7 @@ class Ungoverned:
         lane: Lane,
         org: str,
         on_position: Callable[[int, float], None] | None = None,
+        patience: Patience | None = None,
     ) -> AsyncIterator[FreeAdmission]:
         """At once."""
         await trio.lowlevel.checkpoint()

@@ -31,7 +31,7 @@ from ..providers import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..budget import Admission, FreeAdmission
+    from ..budget import Admission, FreeAdmission, Patience
     from ..errors import CoachError
     from ..ops import Reason
     from ..providers import FirstTokens, Leave, Prompt, Provider, Visit
@@ -150,7 +150,14 @@ class Attempts:
     """The attempts of one turn."""
 
     def __init__(
-        self, turn: Turn, routes: Sequence[Route], *, org: str, stall_s: float, book: Book
+        self,
+        turn: Turn,
+        routes: Sequence[Route],
+        *,
+        org: str,
+        stall_s: float,
+        book: Book,
+        patience: Patience,
     ) -> None:
         """Ask the providers of `routes` on behalf of `turn`; nothing is sent yet.
 
@@ -160,11 +167,13 @@ class Attempts:
           org: whose turn it is.
           stall_s: silence between two pieces of text that counts as a fault.
           book: `Costs.book`, told whose turn it is: books what each attempt has cost.
+          patience: how long the turn waits for Redis yet, over all providers' budgets.
         """
         self._turn = turn
         self._routes = routes
         self._org = org
         self._book = book
+        self._patience = patience
         self._stall_s = stall_s
         self._untried = len(routes)
         self._failures: list[ProviderError | Overloaded | TooLarge] = []
@@ -226,7 +235,11 @@ class Attempts:
         wished_at = trio.current_time()
         try:
             async with route.budget.admit(
-                reserved, lane="interactive", org=self._org, on_position=self._turn.on_position
+                reserved,
+                lane="interactive",
+                org=self._org,
+                on_position=self._turn.on_position,
+                patience=self._patience,
             ) as admission:
                 waited_s = trio.current_time() - wished_at
                 metrics.budget_wait_seconds.labels(route.provider.name).observe(waited_s)

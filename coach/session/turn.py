@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, final
 import attrs
 import trio
 
+from ..budget import Patience
 from ..errors import CoachError
 from ..ops import metrics
 from ..providers import feedback_prompt
@@ -224,12 +225,16 @@ class Turn:
             user=identity.user,
             assignment=services.rubric.known(assignment),
         )
-        attempts = Attempts(self, routes, org=identity.org, stall_s=stall_s, book=book)
+        patience = Patience(services.settings.limits.wait_s)
+        attempts = Attempts(
+            self, routes, org=identity.org, stall_s=stall_s, book=book, patience=patience
+        )
         async with services.limits_of(identity.user).reserve(
             user=identity.user,
             org=identity.org,
             tokens=read + prompt.output_tokens_max,
             tokens_least=read_least + ANSWER_TOKENS_MIN,
+            patience=patience,
         ) as reservation:
             left = max(ANSWER_TOKENS_MIN, reservation.tokens - read)
             prompt = attrs.evolve(prompt, output_tokens_max=min(prompt.output_tokens_max, left))

@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from coach import config
-from coach.budget import LANES, Ask, EndpointBudget, Lane, open_endpoint_budget
+from coach.budget import LANES, Ask, EndpointBudget, Lane, Patience, open_endpoint_budget
 from coach.budget.scripts import EndpointScripts
 from coach.errors import Overloaded, TooLarge
 from coach.store import Redis, open_embedded, open_redis
@@ -70,6 +70,7 @@ class Turn:
     admitted: trio.Event = attrs.field(factory=trio.Event)
     end: trio.Event = attrs.field(factory=trio.Event)
     error: BaseException | None = None
+    patience: Patience | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     ended: trio.Event = attrs.field(factory=trio.Event)
 
@@ -82,6 +83,7 @@ class Turn:
                     lane=self.lane,
                     org="o",
                     on_position=lambda position, eta_s: self.places.append((position, eta_s)),
+                    patience=self.patience,
                 ) as admission:
                     self.admitted_s = trio.current_time()
                     self.admitted.set()
@@ -582,6 +584,33 @@ async def test_a_server_that_hangs_is_told_to_those_who_wait_and_forgets_nobody(
             os.kill(server.pid, signal.SIGCONT)
         await until(lambda: not budget._unsettled)
         await assert_nothing_left(redis, "e", used=(1, 3, 4, 7))
+
+
+async def test_who_lost_redis_in_line_does_not_wait_for_it_again_elsewhere(
+    tmp_path: Path,
+) -> None:
+    """A turn that goes on to its next provider's budget has waited already."""
+    async with (
+        open_embedded(tmp_path / "v", appendonly=False) as server,
+        open_redis(server.url) as redis,
+        open_budget(redis, wait_s=0.6, ticket_lease_s=0.3) as budget,
+        trio.open_nursery() as nursery,
+    ):
+        running = await start(nursery, Turn(budget))
+        waiting = await start(nursery, Turn(budget, patience=Patience(0.6)))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with trio.fail_after(4):
+                await waiting.ended.wait()
+            assert isinstance(waiting.error, Overloaded)
+            elsewhere = Turn(budget, patience=waiting.patience)
+            begun_s = trio.current_time()
+            await elsewhere.run()
+            assert isinstance(elsewhere.error, Overloaded)
+            assert trio.current_time() - begun_s < 0.3
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        running.end.set()
 
 
 async def test_more_input_than_the_whole_quota_is_refused_at_once(tmp_path: Path) -> None:

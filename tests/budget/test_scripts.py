@@ -9,7 +9,7 @@ import pytest
 import trio
 from redis.exceptions import ClusterDownError, ReadOnlyError, ResponseError, TryAgainError
 
-from coach.budget.scripts import RETRY_S, Insistence, insist
+from coach.budget.scripts import RETRY_S, Insistence, Patience, RedisAway, insist
 from coach.errors import Overloaded
 from coach.store import ConnectionLost, NotSent, RedisError
 
@@ -85,3 +85,36 @@ async def test_cancelled_it_may_have_run() -> None:
         await call(partial(trio.sleep, 9))
     assert scope.cancelled_caught
     assert call.may_have_run
+
+
+async def test_one_request_waits_for_redis_once_whatever_it_asks() -> None:
+    """What its first call has waited the next ones have no more; with nothing left none is sent."""
+    patience = Patience(1.0)
+    lost = ConnectionLost("no answer")
+    await Insistence(1.0, patience)(Failing(lost, failures_max=12))
+    assert patience.left_s == pytest.approx(1.0 - 12 * RETRY_S)
+    begun_s = trio.current_time()
+    with pytest.raises(RedisAway) as caught:
+        await Insistence(1.0, patience)(Failing(lost))
+    assert trio.current_time() - begun_s == pytest.approx(1.0 - 12 * RETRY_S)
+    assert caught.value.retry_after_s == 1.0
+    run, call = Failing(lost), Insistence(1.0, patience)
+    with pytest.raises(RedisAway):
+        await call(run)
+    assert (run.runs_count, call.may_have_run) == (0, False)
+
+
+async def test_a_call_waits_no_longer_than_itself_whatever_patience_there_is() -> None:
+    """A patient request does not make every call of it wait for so long."""
+    patience = Patience(9.0)
+    with pytest.raises(RedisAway):
+        await Insistence(1.0, patience)(Failing(ConnectionLost("no answer")))
+    assert patience.left_s == pytest.approx(8.0)
+
+
+async def test_cancelled_it_has_waited_all_the_same() -> None:
+    """Else a request that is cancelled and goes on elsewhere would wait anew."""
+    patience = Patience(1.0)
+    with trio.move_on_after(0.4):
+        await Insistence(1.0, patience)(Failing(ConnectionLost("no answer")))
+    assert patience.left_s == pytest.approx(0.6)

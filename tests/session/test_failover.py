@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from coach.budget import Ask
+from coach.budget import Ask, Patience
 from coach.errors import CoachError, Overloaded
 from coach.ops import BudgetExhausted
 from coach.providers import Completion, Prompt, ProviderError, Sink, Usage
@@ -286,3 +286,13 @@ async def test_an_org_without_money_is_refused_before_anything_is_reserved() -> 
     assert told.kinds == ["error"]
     assert world.limits.ended == world.budget.ended == []
     assert world.streams == 0
+
+
+async def test_limits_and_all_budgets_wait_for_redis_together() -> None:
+    """One patience for the whole turn: else a student waits 5 s for each of them."""
+    world = two(World(says("never")))
+    world.full = Overloaded("the shared limits cannot be reached now", retry_after_s=5.0)
+    await ask(world)
+    (limits,) = (wanted["patience"] for wanted in world.wanted)
+    assert limits == Patience(world.services().settings.limits.wait_s)
+    assert [id(each) for each in world.patiences + world.others[0].patiences] == [id(limits)] * 2

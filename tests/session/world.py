@@ -13,7 +13,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from coach import config
-from coach.budget import Ask, LocalLimits
+from coach.budget import Ask, LocalLimits, Patience
 from coach.errors import Conflict
 from coach.grading import (
     Failure,
@@ -141,6 +141,8 @@ class World:
     """What was to be reserved in the limits."""
     tokens_lent: int = 1_000_000
     """What they lend, whatever was wanted."""
+    patiences: list[object] = attrs.field(factory=list)
+    """How long each admission might wait for Redis."""
     estimator: Estimator = attrs.field(factory=Estimator)
     name: str = "scripted"
     model: str = "script-1"
@@ -157,9 +159,15 @@ class World:
 
     @asynccontextmanager
     async def admit(
-        self, _ask: Ask, *, on_position: Callable[[int, float], None], **_: object
+        self,
+        _ask: Ask,
+        *,
+        on_position: Callable[[int, float], None],
+        patience: Patience,
+        **_: object,
     ) -> AsyncIterator[Held]:
         await trio.lowlevel.checkpoint()
+        self.patiences.append(patience)
         if self.full is not None:
             raise self.full
         for position, eta_s in self.line:
