@@ -110,6 +110,7 @@ class Circuit:
         self._hold_s = 0.0  # not reported yet
         self._probe = ("", "")  # how a probe ended, and which; not reported yet
         self._faults = 0  # in a row, seen here
+        self._resets = 0
         self._something = trio.Event()  # to report
         self._urgent = trio.Event()  # it must not wait
 
@@ -152,6 +153,8 @@ class Circuit:
         Raises:
           RedisError: no answer; nothing may have changed.
         """
+        self._hold_s = 0.0
+        self._resets += 1  # what a report under way is answered is of before
         await self._redis.execute_command("DEL", self._key)
         self._held_until = 0.0
         self._stand("closed", 1.0, 0.0)
@@ -203,6 +206,7 @@ class Circuit:
     async def _report(self) -> None:
         settings = self._settings
         ok, bad, trailing, hold_s = self._ok, self._bad, self._trailing, self._hold_s
+        resets = self._resets
         how, name = self._probe
         self._ok = self._bad = self._trailing = 0
         self._hold_s, self._probe = 0.0, ("", "")
@@ -218,6 +222,8 @@ class Circuit:
                 round(settings.ramp_step_s * 1000),
             ],
         )
+        if resets != self._resets:
+            return
         now = trio.current_time()
         self._held_until = max(self._held_until, now + hold_ms / 1000) if hold_ms else 0.0
         self._stand(state.decode(), share / 100, wait_ms / 1000)
