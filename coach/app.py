@@ -32,7 +32,7 @@ from .backend import Backend, open_backend
 from .bridge import bridge, run_sampler
 from .budget import LocalLimits, open_user_limits
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
-from .grading import Desk, Latencies
+from .grading import Desk, Latencies, Reviews
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
@@ -356,6 +356,33 @@ async def _submission(submission: str) -> dict[str, Any]:
         "status": state.status,
         "grade": None if state.grade is None else attrs.asdict(state.grade),
     }
+
+
+@app.get("/api/reviews")
+async def _review_list() -> Response:
+    """Grades that a person should look at, newest first; for educators, of their own org."""
+    reviews = await _reviews().newest((await _educator()).org)
+    return jsonify([attrs.asdict(review) for review in reviews])
+
+
+@app.get("/api/reviews/<submission>")
+async def _review(submission: str) -> dict[str, Any]:
+    review = await _reviews().find((await _educator()).org, submission)
+    if review is None:
+        raise Forbidden("your organisation has no review of this id")
+    return attrs.asdict(review)
+
+
+def _reviews() -> Reviews:
+    backend = app.opened().backend
+    return Reviews(backend.redis, backend.queue, app.settings.grading)
+
+
+async def _educator() -> Identity:
+    identity = await _caller()
+    if identity.role != "educator":
+        raise Forbidden("reviews are for educators: coach token --role educator")
+    return identity
 
 
 @app.get("/api/costs")

@@ -358,6 +358,15 @@ class Grading(Section, frozen=True, kw_only=True):
 
     rubric: str | None = None
     """A rubric in TOML; absent: the one that comes with coach."""
+    judges: Annotated[int, Meta(ge=1, le=9)] = 3
+    """Who reads each essay, seated over the providers in their order."""
+    quorum: Annotated[int, Meta(ge=1, le=9)] = 2
+    """How many must have answered for a grade."""
+    deadline_s: Annotated[float, Meta(ge=0.1, le=600)] = 8.0
+    """From submission until a quorum is enough for a grade; an essay that comes late to its judges
+    gives them half of it all the same."""
+    review_percent: Percent = 4
+    """Share of grades that a person is to look at, whatever the judges said."""
     concurrency: Count = 16
     """Grades one grader process works on at once."""
     lease_s: Seconds = 10.0
@@ -525,7 +534,13 @@ def _check(settings: Settings) -> None:
         )
     if settings.failover.first_token_s_min > settings.failover.first_token_s_max:
         raise ConfigurationError("failover.first_token_s_min is above failover.first_token_s_max")
-    if settings.grading.heartbeat_s * 2 > settings.grading.lease_s:
+    _check_grading(settings.grading)
+
+
+def _check_grading(grading: Grading) -> None:
+    if grading.quorum > grading.judges:
+        raise ConfigurationError("grading.quorum is above grading.judges")
+    if grading.heartbeat_s * 2 > grading.lease_s:
         raise ConfigurationError("grading.lease_s must be at least twice grading.heartbeat_s")
 
 

@@ -266,7 +266,7 @@ async def judge_essays(
     logging.configure(settings.log)
     waiting = deque(work.missing(answers))
     async with open_backend(settings, role="evaluate") as backend:
-        judges = {judge.name: judge for judge in judges_of(backend)}
+        judges = {judge.name: judge for judge in judges_of(backend, settings.grading)}
         asking = _Asking(work, answers, settings, backend.costs.prices, org)
         async with trio.open_nursery() as nursery:
             for _ in range(min(concurrency, len(waiting))):

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
+from typing import Final
 
 import trio
 
 from . import config
 from .backend import Backend, open_backend
-from .grading import Calibrations, Judge, run_grader
+from .grading import (
+    LENSES,
+    Bench,
+    Calibrations,
+    Judge,
+    Reviews,
+    run_grader,
+    seat_panel,
+)
 from .ops import log as logging
+from .providers import FirstTokens
+
+ANSWER_S_MIN: Final = 2.0
+"""A judge's answer is not late before that."""
 
 
 async def run_graders(settings: config.Settings) -> None:
@@ -24,11 +38,22 @@ async def run_graders(settings: config.Settings) -> None:
         await nursery.start(_stop_on_signal, stopping)
         calibrations = Calibrations(backend.rubric)
         await nursery.start(calibrations.run, backend.redis)
+        grading = settings.grading
+        seat = partial(
+            seat_panel,
+            benches_of(backend, grading),
+            backend.rubric,
+            costs=backend.costs,
+            pseudonyms=backend.pseudonyms,
+            judges=grading.judges,
+        )
         await run_grader(
             queue=backend.queue,
-            judges=judges_of(backend),
+            judges=seat(),
+            fresh=seat(fresh=True),
+            reviews=Reviews(backend.redis, backend.queue, grading),
             rubric=backend.rubric,
-            settings=settings.grading,
+            settings=grading,
             costs=backend.costs,
             calibrations=calibrations,
             worker=backend.worker,
@@ -37,16 +62,34 @@ async def run_graders(settings: config.Settings) -> None:
         nursery.cancel_scope.cancel("the grader stops")
 
 
-def judges_of(backend: Backend) -> list[Judge]:
-    """The panel: a judge for each endpoint, called as it is."""
+def judges_of(backend: Backend, grading: config.Grading) -> list[Judge]:
+    """A judge for each endpoint, called as it is, that asks nowhere else: to compare them."""
     return [
         Judge(
-            endpoint.provider,
-            endpoint.budget,
+            bench.provider.name,
+            [bench],
             backend.rubric,
             costs=backend.costs,
-            warmth=endpoint.warmth,
             pseudonyms=backend.pseudonyms,
+            lens=LENSES[0],
+        )
+        for bench in benches_of(backend, grading)
+    ]
+
+
+def benches_of(backend: Backend, grading: config.Grading) -> list[Bench]:
+    """The endpoints as judges ask there, in the order of preference."""
+    return [
+        Bench(
+            provider=endpoint.provider,
+            budget=endpoint.budget,
+            circuit=endpoint.circuit,
+            warmth=endpoint.warmth,
+            patience=FirstTokens(
+                s_min=ANSWER_S_MIN,
+                s_max=max(ANSWER_S_MIN, grading.deadline_s),
+                s_first=grading.deadline_s / 2,
+            ),
             output_tokens_max=endpoint.settings.judge_output_tokens_max,
         )
         for endpoint in backend.endpoints

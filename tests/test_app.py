@@ -25,7 +25,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from coach import config
 from coach.app import CONTENT_SECURITY_POLICY, Parts, app, open_parts
-from coach.grading import Claim, CriterionGrade, Grade, Submission
+from coach.grading import Claim, CriterionGrade, Grade, Reviews, Submission
 from coach.ops import metrics
 from coach.providers import Usage
 from coach.store import EmbeddedServer, open_embedded
@@ -199,6 +199,26 @@ async def test_operators_see_all_bills_and_educators_their_own(tmp_path: Path) -
         assert [(line["user"], line["cost"]) for line in own["lines"]] == [("ana", "0.004")]
         for wrong in ("by=week", "from=x", "currency=XTS"):
             assert (await answer(f"/api/costs?{wrong}", operator))[0] == 400
+
+
+async def test_educators_see_the_reviews_of_their_own_org(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        backend = served.parts.backend
+        reviews = Reviews(backend.redis, backend.queue, app.settings.grading)
+        await reviews.add("demo", "s-1", "disagreement")
+        await reviews.add("school", "s-2", "sample")
+        educator = served.bearer(role="educator")
+        for role in ("student", "operator"):
+            assert (await answer("/api/reviews", served.bearer(role=role)))[0] == 403
+        status, told = await answer("/api/reviews", educator)
+        one = await answer("/api/reviews/s-1", educator)
+        other = await answer("/api/reviews/s-2", educator)
+    assert status == 200
+    assert [(review["submission"], review["reason"]) for review in told] == [
+        ("s-1", "disagreement")
+    ]
+    assert one == (200, told[0])
+    assert other[0] == 403
 
 
 async def test_operators_see_the_queue_and_nobody_else(tmp_path: Path) -> None:

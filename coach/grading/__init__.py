@@ -12,7 +12,7 @@ from .calibrations import (
 )
 from .desk import Desk, Done, JobView
 from .grader import run_grader
-from .judges import Judge, JudgeOut
+from .judges import LENSES, Bench, Judge, JudgeOut, seat_panel
 from .queue import Claim, Latencies, Mode, Queue, QueueStatistics
 from .records import (
     LANES,
@@ -26,13 +26,16 @@ from .records import (
     SubmissionState,
     Usage,
 )
+from .reviews import Review, Reviews
 from .rubric import Assignment, Criterion, Rubric, load_rubric
 
 __all__ = [
     "LANES",
+    "LENSES",
     "Answer",
     "Assignment",
     "Bands",
+    "Bench",
     "Calibration",
     "Calibrations",
     "Claim",
@@ -52,6 +55,8 @@ __all__ = [
     "Mode",
     "Queue",
     "QueueStatistics",
+    "Review",
+    "Reviews",
     "Rubric",
     "Status",
     "Submission",
@@ -65,5 +70,6 @@ __all__ = [
     "read_calibration",
     "read_history",
     "run_grader",
+    "seat_panel",
     "use_calibration",
 ]

@@ -44,12 +44,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     rubric: str
     """Fingerprint of the rubric that was judged by."""
     models: dict[str, str]
-    """Who answered, by judge."""
+    """Who answered, by the provider's endpoint."""
     lines: dict[str, Line]
-    """By judge."""
+    """By the provider's endpoint: a panel's judges are calibrated by who answers for them."""
     margins: dict[str, int] = {}
-    """Half the width of a grade's interval, of 100, by `panel_name`; too few essays, and there is
-    none."""
+    """Half the width of a grade's interval, of 100, by `panel_name` of different endpoints; too few
+    essays, and there is none."""
     coverage: float
     """At least so many of a hundred people's scores lie in such an interval, divided by 100."""
     source: str
@@ -67,12 +67,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     def fits(self, rubric: Rubric, answers: Mapping[str, Answer]) -> bool:
         """Whether it is of these judges, of the models that answered, and of this rubric.
 
-        One judge that it does not know, or that stood in for another, and it is of no use: a median
-        of some moved and some unmoved bands would be neither.
+        One answer by an endpoint or a model that it does not know, and it is of no use: a median of
+        some moved and some unmoved bands would be neither.
         """
         return self.rubric == rubric.fingerprint() and all(
-            name in self.lines and self.models[name] == answer.model
-            for name, answer in answers.items()
+            answer.provider in self.lines and self.models[answer.provider] == answer.model
+            for answer in answers.values()
         )
 
 
@@ -121,8 +121,10 @@ def calibrated(
         name: {criterion: judgement.band for criterion, judgement in answer.criteria.items()}
         for name, answer in answers.items()
     }
-    score = math.floor(panel_score(rubric, bands, calibration.lines) + Fraction(1, 2))
-    margin = calibration.margins.get(panel_name(answers))
+    lines = {name: calibration.lines[answer.provider] for name, answer in answers.items()}
+    score = math.floor(panel_score(rubric, bands, lines) + Fraction(1, 2))
+    # Two answers of one endpoint err alike: what was measured of different ones says nothing then.
+    margin = calibration.margins.get(panel_name(answer.provider for answer in answers.values()))
     return attrs.evolve(
         grade,
         score=score,

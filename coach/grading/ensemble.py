@@ -18,19 +18,14 @@ if TYPE_CHECKING:
 
 SPREAD_MAX: Final = 2
 """Bands between the highest and the lowest judge; more, and a person should look."""
-QUORUM_MAX: Final = 2
-
-
-def quorum(judges_asked: int) -> int:
-    """How many judges must have answered for a grade: two, or the one there is."""
-    return min(judges_asked, QUORUM_MAX)
 
 
 def combine(
     rubric: Rubric,
     answers: Mapping[str, Answer],
     *,
-    judges_asked: int,
+    panel: Mapping[str, str],
+    absent: Mapping[str, str] | None = None,
     usage: Usage,
     seconds: float,
 ) -> Grade:
@@ -43,7 +38,8 @@ def combine(
     Args:
       rubric: names, weights, highest bands.
       answers: by judge, at least one; each with every criterion of the rubric.
-      judges_asked: how many there could have been.
+      panel: who there could have been, and at which provider each is at home, by judge.
+      absent: why the others are missing, in a word each, by judge.
       usage: of all judges.
       seconds: from submission to grade.
     """
@@ -74,17 +70,37 @@ def combine(
             )
         )
     score = panel_score(rubric, {name: _bands(answers[name]) for name in names})
+    reason = why_degraded(answers, panel, absent or {})
     speaker = min(names, key=lambda name: sum(distance(name, c.name) for c in rubric.criteria))
     return Grade(
         score=_half_up(score),
         criteria=tuple(criteria),
         judges=len(names),
-        degraded=len(names) < judges_asked,
+        degraded=bool(reason),
+        degraded_reason=reason,
         review=spread > SPREAD_MAX,
         feedback=answers[speaker].improve_first,
         usage=usage,
         seconds=seconds,
     )
+
+
+def why_degraded(
+    answers: Mapping[str, Answer], panel: Mapping[str, str], absent: Mapping[str, str]
+) -> str:
+    """Why a grade is to be less sure of; empty: it is not.
+
+    Judges may be missing; or one provider stands in for another, so that fewer different models
+    have read the essay than should: their errors are less apart.
+    """
+    missing = [f"{name} {absent.get(name, 'missing')}" for name in panel if name not in answers]
+    if missing:
+        return f"{len(answers)} of {len(panel)} judges answered: {', '.join(missing)}"
+    asked = {answer.provider for answer in answers.values()}
+    if len(asked) < len(set(panel.values())):
+        away = sorted(set(panel.values()) - asked)
+        return f"no judge at {', '.join(away)}: others stood in"
+    return ""
 
 
 def median(values: Sequence[int]) -> Fraction:

@@ -11,20 +11,25 @@ Memory: `concurrency` jobs, each an essay (100,000 characters at most) and its j
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
+import attrs
 import msgspec
 import structlog
 import trio
 
+from ..errors import CoachError
 from ..ops import metrics
 from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
-from .ensemble import combine, quorum, total
+from .ensemble import combine, total
 from .judges import JudgeOut
-from .queue import Claim
+from .panel import hear
+from .queue import Claim, Receiver
 from .records import LANES
 
 if TYPE_CHECKING:
@@ -36,8 +41,10 @@ if TYPE_CHECKING:
     from .answers import Answer
     from .calibrations import Calibrations
     from .judges import Judge
+    from .panel import Hearing
     from .queue import Job, Queue
     from .records import Grade
+    from .reviews import Reason, Reviews
     from .rubric import Rubric
 
 log = structlog.get_logger()
@@ -47,7 +54,7 @@ T = TypeVar("T")
 SETTLE_S_MAX: Final = 5.0
 """How long storing a result may outlast a cancellation, or wait for a Redis that restarts."""
 HAND_BACK_S_MAX: Final = 1.0
-KINDS: Final = ("grade",)
+KINDS: Final = ("grade", "regrade")
 """What this grader knows to do."""
 REDIS_PAUSE_S: Final = 0.5
 """Between claims while Redis does not answer."""
@@ -61,6 +68,8 @@ async def run_grader(
     *,
     queue: Queue,
     judges: Sequence[Judge],
+    fresh: Sequence[Judge] = (),
+    reviews: Reviews,
     rubric: Rubric,
     settings: config.Grading,
     costs: Costs,
@@ -76,6 +85,8 @@ async def run_grader(
     Args:
       queue: whose shards are served.
       judges: the panel; each grade asks all of them.
+      fresh: the panel for second opinions; none: the same.
+      reviews: where grades go that a person should look at.
       rubric: what they judge by.
       settings: lanes, concurrency, lease, heartbeat, drain time.
       costs: whose essays wait, since their org's budget is spent.
@@ -86,7 +97,7 @@ async def run_grader(
     Raises:
       ExceptionGroup: a bug; operating errors are logged and survived.
     """
-    grader = _Grader(queue, judges, rubric, settings, costs, calibrations)
+    grader = _Grader(queue, judges, fresh or judges, reviews, rubric, settings, costs, calibrations)
     log.info("grader_started", worker=worker, judges=[judge.name for judge in judges])
     async with trio.open_nursery() as grades:
         async with trio.open_nursery() as claiming:
@@ -104,6 +115,8 @@ class _Grader:
         self,
         queue: Queue,
         judges: Sequence[Judge],
+        fresh: Sequence[Judge],
+        reviews: Reviews,
         rubric: Rubric,
         settings: config.Grading,
         costs: Costs,
@@ -111,6 +124,9 @@ class _Grader:
     ) -> None:
         self._queue = queue
         self._judges = judges
+        self._fresh = fresh
+        self._reviews = reviews
+        self._rng = random.Random()  # noqa: S311  picks a sample, guards nothing
         self._rubric = rubric
         self._settings = settings
         self._costs = costs
@@ -243,44 +259,59 @@ class _Grader:
                 delay_s=BUDGET_S,
             )
             return
-        started_at = trio.current_time()
-        answers: dict[str, Answer] = {}
-        for judge in self._judges:
-            kept = job.answers.get(judge.name)
-            answer = kept_answer(kept, self._rubric) if kept is not None else None
+        is_second = job.kind == "regrade"
+        panel = self._fresh if is_second else self._judges
+        quorum = min(self._settings.quorum, len(panel))
+        kept = {}
+        for judge in panel:
+            data = job.answers.get(judge.name)
+            answer = kept_answer(data, self._rubric) if data is not None else None
             if answer is not None:
-                answers[judge.name] = answer
-        outs: list[JudgeOut] = []
-        async with trio.open_nursery() as panel:
-            for judge in self._judges:
-                if judge.name not in answers:
-                    panel.start_soon(self._ask, judge, claim, job, answers, outs)
-        if len(answers) < quorum(len(self._judges)):
-            await self._give_up(claim, outs)
+                kept[judge.name] = answer
+        started_at = trio.current_time()
+        hearing = await hear(
+            panel,
+            partial(self._ask, claim, job),
+            kept=kept,
+            quorum=quorum,
+            deadline_s=self._deadline_s(claim),
+            on_answer=partial(self._keep, claim),
+            on_late=partial(self._tell_late, claim, job),
+        )
+        if len(hearing.answers) < quorum:
+            await self._give_up(claim, hearing)
             return
-        usages = [answer.usage for answer in answers.values()] + [out.usage for out in outs]
+        usages = [answer.usage for answer in hearing.answers.values()]
+        usages += [out.usage for out in hearing.outs.values()]
         grade = combine(
             self._rubric,
-            answers,
-            judges_asked=len(self._judges),
+            hearing.answers,
+            panel={judge.name: judge.provider for judge in panel},
+            absent=hearing.absent(),
             usage=total(usages),
             seconds=claim.age_s + trio.current_time() - started_at,
         )
         if self._calibrations is not None:
-            grade = self._calibrations.apply(grade, answers)
+            grade = self._calibrations.apply(grade, hearing.answers)
+        look = None if is_second else self._review_reason(grade)
+        if look is not None:
+            grade = attrs.evolve(grade, review=True)
+            await self._reviews.add(job.org, claim.id, look)
+            metrics.reviews_total.labels(look).inc()
         await self._finish(claim, grade)
+        if look == "disagreement":
+            await self._ask_again(claim, job)
 
-    async def _ask(
-        self,
-        judge: Judge,
-        claim: Claim,
-        job: Job,
-        answers: dict[str, Answer],
-        outs: list[JudgeOut],
-    ) -> None:
-        """Put one judge's answer into `answers` and the record, or why there is none in `outs`."""
+    def _deadline_s(self, claim: Claim) -> float:
+        """How long the panel has until a quorum is enough; nobody waits for background work."""
+        if claim.lane == "background":
+            return inf
+        whole_s = self._settings.deadline_s
+        return max(whole_s - claim.age_s, whole_s / 2)
+
+    async def _ask(self, claim: Claim, job: Job, judge: Judge) -> Answer:
         try:
-            answer = await judge.ask(
+            return await judge.ask(
                 task=self._rubric.task(job.assignment),
                 essay=job.text,
                 lane=claim.lane,
@@ -291,22 +322,45 @@ class _Grader:
             )
         except JudgeOut as out:
             log.warning("judge_out", submission=claim.id, judge=judge.name, reason=str(out))
-            outs.append(out)
-            return
-        answers[judge.name] = answer
+            raise
+
+    async def _keep(self, claim: Claim, judge: Judge, answer: Answer) -> None:
+        """Save a judge's answer in the record, so that a retry need not pay for it."""
         try:
             await self._queue.save(claim, judge.name, msgspec.json.encode(answer))
         except RedisError as error:
             # The grade may still come of it; only a further attempt would pay again.
             log.warning("answer_not_kept", submission=claim.id, error=str(error))
 
-    async def _give_up(self, claim: Claim, outs: list[JudgeOut]) -> None:
+    async def _tell_late(self, claim: Claim, job: Job) -> None:
+        """The student hears that it takes longer, and that the essay is safe."""
+        log.warning("grade_late", submission=claim.id, attempt=claim.attempt)
+        receiver = Receiver(id=claim.id, worker=job.worker, session=job.session, user=job.user)
+        payload = {"submission": claim.id, "delayed": True}
+        await self._tell(partial(self._queue.mail, receiver, "grading"), payload)
+
+    def _review_reason(self, grade: Grade) -> Reason | None:
+        """Why a person should look at a grade; None: nobody need."""
+        if grade.review:
+            return "disagreement"
+        return "sample" if self._rng.random() * 100 < self._settings.review_percent else None
+
+    async def _ask_again(self, claim: Claim, job: Job) -> None:
+        """Have a fresh panel read the essay. Failing that, a person reads it without."""
+        try:
+            await self._reviews.ask_again(job, claim.id)
+        except (CoachError, RedisError) as error:
+            log.warning("no_second_opinion", submission=claim.id, error=str(error))
+
+    async def _give_up(self, claim: Claim, hearing: Hearing) -> None:
         """Too few judges have answered: try again later, or not, by why they are out."""
-        kinds = {out.kind for out in outs}
+        outs = hearing.outs.values()
+        kinds = {out.kind for out in outs} | ({"failed"} if hearing.late else set())
         waits = [out.retry_after_s for out in outs if out.retry_after_s is not None]
+        late = [f"{name}: no answer in time" for name in hearing.late]
         await self._fail(
             claim,
-            reason="; ".join(map(str, outs)),
+            reason="; ".join([*map(str, outs), *late]),
             counted="failed" in kinds,
             # One hopeless judge of several may leave a quorum for another time.
             final=kinds == {"hopeless"},
@@ -324,15 +378,18 @@ class _Grader:
                 submission=claim.id,
                 score=grade.score,
                 judges=grade.judges,
-                degraded=grade.degraded,
+                degraded=grade.degraded_reason,
+                review=grade.review,
                 seconds=round(grade.seconds, 3),
             )
+            metrics.grades_total.labels("degraded" if grade.degraded else "whole").inc()
             payload = {
                 "submission": claim.id,
                 "score": grade.score,
                 "criteria": grade.criteria,
                 "judges": grade.judges,
                 "degraded": grade.degraded,
+                "degraded_reason": grade.degraded_reason,
                 "feedback": grade.feedback,
                 "calibration": grade.calibration,
                 "interval": grade.interval,

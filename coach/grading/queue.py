@@ -487,7 +487,7 @@ class Queue:
         return bool(await self._held("queue_release", claim))
 
     async def mail(
-        self, receiver: Receiver, kind: Literal["grade", "failed"], payload: bytes
+        self, receiver: Receiver, kind: Literal["grading", "grade", "failed"], payload: bytes
     ) -> None:
         """Tell the worker at which the student is, if there is one.
 

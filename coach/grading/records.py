@@ -80,9 +80,11 @@ class Grade:
     judges: int
     """How many judges' answers are in it."""
     degraded: bool
-    """Fewer judges answered than were asked."""
+    """Fewer judges answered than were asked, or with less variety among them."""
+    degraded_reason: str = ""
+    """Why, in words for anybody."""
     review: bool = False
-    """The judges lie so far apart that a person should look."""
+    """A person should look: the judges lie far apart, or it is one of the sample."""
     feedback: str
     """What to improve first, to the student."""
     usage: Usage = Usage()

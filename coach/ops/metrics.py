@@ -114,6 +114,22 @@ cache_ping_tokens_total: Final = Counter(
     "Tokens of those pings, as the provider counted them.",
     ["provider", "kind"],
 )
+judge_answers_total: Final = Counter(
+    "coach_grading_answers_total",
+    "Judges' answers by what they were worth: usable, evidence_missing (a quote that is not in the "
+    "essay), invalid.",
+    ["judge", "provider", "outcome"],
+)
+grades_total: Final = Counter(
+    "coach_grading_grades_total",
+    "Grades given: whole or degraded.",
+    ["outcome"],
+)
+reviews_total: Final = Counter(
+    "coach_grading_reviews_total",
+    "Grades put before a person: disagreement or sample.",
+    ["reason"],
+)
 circuit_share: Final = Gauge(
     "coach_circuit_share_ratio",
     "Share of requests that an endpoint's breaker lets in: 1 closed, 0 open.",

@@ -66,13 +66,16 @@ class FirstTokens:
     Memory: `SAMPLES_MAX` floats.
     """
 
-    def __init__(self, *, s_min: float, s_max: float) -> None:
-        """Wait at least `s_min` seconds and at most `s_max`, which is also the first guess."""
+    def __init__(self, *, s_min: float, s_max: float, s_first: float | None = None) -> None:
+        """Wait at least `s_min` seconds and at most `s_max`.
+
+        `s_first` is the first guess, before so many answers have come; None: `s_max`.
+        """
         self._s_min = s_min
         self._s_max = s_max
         self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
         self._observed = 0
-        self.deadline_s = s_max
+        self.deadline_s = s_max if s_first is None else s_first
         """Seconds from sending a request after which its first token counts as late."""
 
     def observe(self, seconds: float) -> None:

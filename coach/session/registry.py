@@ -49,7 +49,19 @@ class FailedMail(msgspec.Struct, frozen=True, tag_field="kind", tag="failed"):
         return msgspec.json.decode(self.payload, type=wire.Error)
 
 
-Mail = GradeMail | FailedMail
+class GradingMail(msgspec.Struct, frozen=True, tag_field="kind", tag="grading"):
+    """News of a submission; `payload` is a `grading` message without `seq`, as JSON."""
+
+    session: str
+    submission: str
+    payload: str
+
+    def answer(self) -> wire.Grading:
+        """What the student is to be told."""
+        return msgspec.json.decode(self.payload, type=wire.Grading)
+
+
+Mail = GradeMail | FailedMail | GradingMail
 
 
 class Waitable(Protocol):

@@ -440,10 +440,15 @@ class Session:
             if answer is not None:
                 return answer
 
-    def deliver(self, submission: str, answer: wire.Grade | wire.Error) -> None:
-        """Take in the answer to a submission of this session. Not a checkpoint."""
+    def deliver(self, submission: str, answer: wire.Grade | wire.Error | wire.Grading) -> None:
+        """Take in the answer to a submission of this session, or news of it. Not a checkpoint."""
         pending = self._mail.get(submission)
-        if pending is not None:
+        if pending is None:
+            return
+        if isinstance(answer, wire.Grading):
+            if pending.is_taken_in and pending.answer is None:
+                self.outbox.send(answer)
+        else:
             pending.answer = answer
             pending.come.set()
 

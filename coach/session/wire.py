@@ -174,6 +174,8 @@ class Grading(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     """The submission is on disk and waits for, or is with, a grader."""
 
     submission: str
+    delayed: bool = False
+    """It takes longer than it should: too few judges answer just now."""
 
 
 class CriterionScore(msgspec.Struct, frozen=True):
@@ -195,6 +197,7 @@ class Grade(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     criteria: tuple[CriterionScore, ...]
     judges: int
     degraded: bool = False
+    degraded_reason: str = ""
     feedback: str = ""
     calibration: int = 0
     """Version of the calibration that the score is by; 0: it is as judged."""

@@ -70,8 +70,13 @@ export class Submission {
       showGrading(this.#page.grade, "queued", message.position);
       this.#announcer.say(`Your essay is in the queue, position ${message.position}.`, "grade");
     } else if (message.type === "grading") {
-      showGrading(this.#page.grade, "grading");
-      this.#announcer.say("Your essay is handed in and being graded.", "grade");
+      showGrading(this.#page.grade, message.delayed ? "delayed" : "grading");
+      this.#announcer.say(
+        message.delayed
+          ? "Grading takes longer than usual. Your essay is safe."
+          : "Your essay is handed in and being graded.",
+        "grade",
+      );
       this.#page.trouble("");
     } else if (message.type === "grade") {
       this.#receiveGrade(message);

@@ -11,8 +11,18 @@ import attrs
 import trio
 
 from coach.budget import Ask, EndpointBudget, Lane
+from coach.grading.judges import Bench
 from coach.grading.rubric import Rubric, load_rubric
-from coach.providers import Completion, Estimator, Prompt, Provider, Usage
+from coach.providers import (
+    Circuit,
+    Completion,
+    Estimator,
+    FirstTokens,
+    Prompt,
+    Provider,
+    Usage,
+)
+from tests.support.warmth import no_warmth
 
 RUBRIC = load_rubric()
 USAGE = Usage(input=100, cache_write=10, cache_read=1_000, output=50)
@@ -84,6 +94,61 @@ class FakeProvider:
 
     def as_provider(self) -> Provider:
         return cast(Provider, self)
+
+
+@attrs.define
+class FakeCircuit:
+    """A breaker that is shut or not; remembers how each leave ended."""
+
+    shut: bool = False
+    told: list[str] = attrs.field(factory=list)
+    """"ok", "fault" or "nothing"."""
+
+    async def ask(self) -> FakeLeave | None:
+        return None if self.shut else FakeLeave(self.told)
+
+    def bypass(self) -> FakeLeave:
+        return FakeLeave(self.told)
+
+
+@attrs.define
+class FakeLeave:
+    _told: list[str]
+    _ended: bool = False
+
+    def succeeded(self) -> None:
+        self._end("ok")
+
+    def failed(self, *, is_fault: bool, hold_s: float | None = None) -> None:
+        del hold_s
+        self._end("fault" if is_fault else "nothing")
+
+    def dropped(self) -> None:
+        self._end("nothing")
+
+    def _end(self, how: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._told.append(how)
+
+
+def bench_of(
+    provider: FakeProvider,
+    budget: FakeBudget,
+    circuit: FakeCircuit | None = None,
+    *,
+    patience_s: float = 4.0,
+    output_tokens_max: int = 1_500,
+) -> Bench:
+    """An endpoint of fakes."""
+    return Bench(
+        provider=provider.as_provider(),
+        budget=budget.as_budget(),
+        circuit=cast("Circuit", circuit or FakeCircuit()),
+        warmth=no_warmth(),
+        patience=FirstTokens(s_min=2.0, s_max=8.0, s_first=patience_s),
+        output_tokens_max=output_tokens_max,
+    )
 
 
 @attrs.define(kw_only=True)

@@ -18,7 +18,9 @@ from coach.store import Redis
 from tests.support.valkey import open_test_redis
 
 GRADE = Grade(score=71, criteria=(), judges=1, degraded=False, feedback="Shorten it.")
-SETTINGS = config.Grading(lease_s=1.0, heartbeat_s=0.2, retry_base_s=0.05, retry_s_max=0.1)
+SETTINGS = config.Grading(
+    lease_s=1.0, heartbeat_s=0.2, retry_base_s=0.05, retry_s_max=0.1, review_percent=0
+)
 
 
 @asynccontextmanager

@@ -46,16 +46,22 @@ CALIBRATION = Calibration(
 )
 
 
+PROVIDERS = {"m-1": "opus", "m-2": "mini", "m-9": "mini", "": "opus"}
+
+
 def answer(band: int, model: str) -> Answer:
     return Answer(
         {each.name: Judgement(band, "words", "It shows.") for each in RUBRIC.criteria},
         "Say why.",
+        provider=PROVIDERS.get(model, "new"),
         model=model,
     )
 
 
 def graded(answers: dict[str, Answer]) -> Grade:
-    return combine(RUBRIC, answers, judges_asked=2, usage=Usage(), seconds=1.0)
+    return combine(
+        RUBRIC, answers, panel=dict.fromkeys(answers, "opus"), usage=Usage(), seconds=1.0
+    )
 
 
 def test_each_judge_is_moved_by_its_own_line_and_the_interval_is_the_panels() -> None:
@@ -72,6 +78,16 @@ def test_a_panel_without_a_margin_of_its_own_gets_no_interval() -> None:
     answers = {"opus": answer(4, "m-1")}
     after = calibrated(graded(answers), RUBRIC, answers, 3, CALIBRATION)
     assert (after.score, after.calibration, after.interval, after.coverage) == (70, 3, None, None)
+
+
+def test_a_panels_seats_are_moved_by_who_answered_for_them() -> None:
+    """Two of one endpoint err alike: no interval was measured of such a panel."""
+    answers = {"judge-1": answer(4, "m-1"), "judge-2": answer(3, "m-2")}
+    after = calibrated(graded(answers), RUBRIC, answers, 3, CALIBRATION)
+    assert (after.score, after.interval) == (60, (53, 67))
+    answers["judge-3"] = answer(4, "m-1")
+    after = calibrated(graded(answers), RUBRIC, answers, 3, CALIBRATION)
+    assert (after.score, after.calibration, after.interval) == (70, 3, None)
 
 
 def test_scores_and_intervals_end_at_0_and_100() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coach.grading.answers import Answer, Judgement
-from coach.grading.ensemble import combine, median, quorum, total
+from coach.grading.ensemble import combine, median, total, why_degraded
 from coach.grading.records import Grade, Usage
 from coach.grading.rubric import Criterion, Rubric
 
@@ -39,8 +40,13 @@ def grade(panel: Panel, asked: int | None = None) -> Grade:
         )
         for judge, bands in panel.items()
     }
+    missing = [f"missing-{number}" for number in range(len(panel), asked or 0)]
     return combine(
-        RUBRIC, answers, judges_asked=asked or len(panel), usage=Usage(input=7), seconds=1.5
+        RUBRIC,
+        answers,
+        panel=dict.fromkeys([*panel, *missing], ""),
+        usage=Usage(input=7),
+        seconds=1.5,
     )
 
 
@@ -81,8 +87,18 @@ def test_with_fewer_judges_than_asked_the_grade_is_degraded() -> None:
     assert grade({"a": (1, 1, 1), "b": (1, 1, 1)}, asked=3).degraded
 
 
-def test_the_quorum_is_two_or_the_one_there_is() -> None:
-    assert [quorum(asked) for asked in (1, 2, 3, 5)] == [1, 2, 2, 2]
+def test_a_degraded_grade_says_who_is_missing_and_where_others_stood_in() -> None:
+    def why(providers: Mapping[str, str], absent: Mapping[str, str] | None = None) -> str:
+        answers = {
+            name: Answer(criteria={}, improve_first="", provider=provider)
+            for name, provider in providers.items()
+        }
+        return why_degraded(answers, {"1": "opus", "2": "mini", "3": "opus"}, absent or {})
+
+    assert why({"1": "opus", "2": "mini", "3": "opus"}) == ""
+    assert why({"1": "opus", "2": "mini", "3": "mini"}) == ""
+    assert why({"1": "opus", "3": "opus"}, {"2": "late"}) == "2 of 3 judges answered: 2 late"
+    assert why({"1": "opus", "2": "opus", "3": "opus"}) == "no judge at mini: others stood in"
 
 
 @given(PANELS)

@@ -17,6 +17,7 @@ import attrs
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from coach import config
 from coach.errors import Overloaded
@@ -27,14 +28,14 @@ from coach.grading.grader import run_grader
 from coach.grading.judges import Judge
 from coach.grading.queue import Claim, Queue, Receiver
 from coach.grading.records import LANES, Grade, SubmissionState
+from coach.grading.reviews import Reviews
 from coach.ops import Costs
 from coach.providers import Prompt, ProviderError, Pseudonyms
 from coach.session import wire
 from coach.store import Redis, RedisError
 from tests.support.costs import exhaust, new_costs, reasons
-from tests.support.warmth import no_warmth
 
-from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
+from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, bench_of, essay_in, judged
 from .support import (
     SETTINGS,
     broken_invariants,
@@ -69,16 +70,16 @@ class World:
             queue=queue or self.queue,
             judges=[
                 Judge(
-                    provider.as_provider(),
-                    self.budget.as_budget(),
+                    provider.name,
+                    [bench_of(provider, self.budget)],
                     RUBRIC,
                     costs=self.costs,
-                    warmth=no_warmth(),
                     pseudonyms=Pseudonyms("k"),
-                    output_tokens_max=1_500,
+                    lens="Read it twice.",
                 )
                 for provider in self.providers
             ],
+            reviews=Reviews(self.redis, self.queue, self.settings),
             rubric=RUBRIC,
             settings=self.settings,
             costs=self.costs,
@@ -273,11 +274,13 @@ async def test_while_the_budget_refuses_essays_wait(tmp_path: Path) -> None:
 
 async def test_a_bug_costs_its_essay_and_not_the_grader(tmp_path: Path) -> None:
     provider = FakeProvider(replies=[ZeroDivisionError("bug")] * 2)
-    async with open_world(tmp_path, provider, attempts_max=2) as world, grading(world):
-        await world.queue.submit(essay())
-        state = await world.ended()
-        await world.queue.submit(essay("s2"))
-        assert (await world.ended("s2")).status == "graded"
+    with capture_logs() as logs:
+        async with open_world(tmp_path, provider, attempts_max=2) as world, grading(world):
+            await world.queue.submit(essay())
+            state = await world.ended()
+            await world.queue.submit(essay("s2"))
+            assert (await world.ended("s2")).status == "graded"
+    assert [entry["event"] for entry in logs].count("grading_failed") == 2
     assert state.failure is not None
     assert state.failure.code == "internal"
     assert "ZeroDivisionError" in state.failure.reason
@@ -345,6 +348,36 @@ async def test_with_a_quorum_the_grade_is_given_and_marked(tmp_path: Path) -> No
     assert grade is not None
     assert (grade.judges, grade.degraded) == (2, True)
     assert grade.usage.output == 4 * USAGE.output  # the broken judge's two answers were paid
+
+
+async def test_at_the_deadline_a_quorum_gives_the_grade_and_says_who_was_late(
+    tmp_path: Path,
+) -> None:
+    panel = [FakeProvider(name="a"), FakeProvider(name="b"), FakeProvider(name="c", replies=[9.0])]
+    async with open_world(tmp_path, *panel, deadline_s=0.4) as world, grading(world):
+        await world.queue.submit(essay())
+        grade = (await world.ended()).grade
+        (mail,) = await world.mails()
+    assert grade is not None
+    assert (grade.judges, grade.degraded_reason) == (2, "2 of 3 judges answered: c late")
+    assert 0.3 < grade.seconds < 2
+    told = msgspec.json.decode(mail["payload"], type=wire.Grade)
+    assert (told.degraded, told.degraded_reason) == (True, grade.degraded_reason)
+    assert world.budget.open == 0
+
+
+async def test_without_a_quorum_at_the_deadline_the_student_is_told_and_the_essay_tried_again(
+    tmp_path: Path,
+) -> None:
+    panel = [FakeProvider(name="a"), FakeProvider(name="b", replies=[9.0])]
+    async with open_world(tmp_path, *panel, deadline_s=0.2) as world, grading(world):
+        await world.queue.submit(essay())
+        state = await world.ended()
+        first, second = await world.mails(2)
+    assert state.grade is not None
+    assert (first["kind"], second["kind"]) == ("grading", "grade")
+    assert msgspec.json.decode(first["payload"], type=wire.Grading).delayed
+    assert [len(provider.prompts) for provider in panel] == [1, 2]  # the answer was kept
 
 
 async def test_judges_are_asked_at_the_same_time(tmp_path: Path) -> None:

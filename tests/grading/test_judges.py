@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
 
 from coach.budget import Ask
-from coach.errors import Overloaded
-from coach.grading.judges import Judge, JudgeOut
+from coach.errors import Overloaded, TooLarge
+from coach.grading.answers import Answer
+from coach.grading.judges import Judge, JudgeOut, seat_panel
 from coach.grading.records import Usage
 from coach.providers import ProviderError, Pseudonyms
 from coach.store import NotSent
+from tests.support.cancels import cancel_at_step
 from tests.support.costs import new_costs, reasons
-from tests.support.warmth import no_warmth
 
-from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, essay_in, judged
+from .fakes import (
+    RUBRIC,
+    USAGE,
+    FakeBudget,
+    FakeCircuit,
+    FakeProvider,
+    bench_of,
+    essay_in,
+    judged,
+)
 
 ESSAY = "I like to read by the sea, where it is calm."
 GOOD = judged("read by the sea")
@@ -34,15 +45,16 @@ class Bench:
     def __init__(self, *replies: str | Exception | float) -> None:
         self.provider = FakeProvider(replies=list(replies))
         self.budget = FakeBudget()
+        self.circuit = FakeCircuit()
         self.costs = new_costs()
+        bench = bench_of(self.provider, self.budget, self.circuit, output_tokens_max=700)
         self.judge = Judge(
-            self.provider.as_provider(),
-            self.budget.as_budget(),
+            "judge-1",
+            [bench],
             RUBRIC,
             costs=self.costs,
-            warmth=no_warmth(),
             pseudonyms=Pseudonyms("k"),
-            output_tokens_max=700,
+            lens="Read it twice.",
         )
 
     async def ask(self) -> object:
@@ -211,3 +223,154 @@ async def test_a_judge_that_is_cancelled_may_have_read_the_essay() -> None:
     with trio.move_on_after(1):
         await bench.ask()
     assert reasons(bench.costs) == {"wasted-cancel": 1}
+
+
+# -- several endpoints -------------------------------------------------------------------------
+
+
+class Order:
+    """A judge with two endpoints."""
+
+    def __init__(self, first: list[str | Exception | float], *, shut: bool = False) -> None:
+        self.providers = [FakeProvider(name="opus", replies=first), FakeProvider(name="mini")]
+        self.budgets = [FakeBudget(), FakeBudget()]
+        self.circuits = [FakeCircuit(shut=shut), FakeCircuit()]
+        self.costs = new_costs()
+        self.benches = [
+            bench_of(*parts)
+            for parts in zip(self.providers, self.budgets, self.circuits, strict=True)
+        ]
+        self.judge = Judge(
+            "judge-1",
+            self.benches,
+            RUBRIC,
+            costs=self.costs,
+            pseudonyms=Pseudonyms("k"),
+            lens="Read it twice.",
+        )
+
+    async def ask(self) -> Answer:
+        try:
+            return await self.judge.ask(task="Write.", essay=ESSAY, lane="submission", org="school")
+        finally:
+            assert [budget.open for budget in self.budgets] == [0, 0]
+
+    @property
+    def asked(self) -> list[int]:
+        return [len(provider.prompts) for provider in self.providers]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("unreachable", "fault"),
+        ("server_error", "fault"),
+        ("overloaded", "fault"),
+        ("auth", "fault"),
+        ("cut", "fault"),
+        ("rate_limited", "nothing"),
+        ("refused", "nothing"),
+    ],
+)
+async def test_a_fault_is_left_at_once_for_the_next_endpoint(kind: str, told: str) -> None:
+    order = Order([error(kind, retry_after_s=60)])
+    answer = await order.ask()
+    assert (answer.provider, trio.current_time(), order.asked) == ("mini", 0, [1, 1])
+    assert [circuit.told for circuit in order.circuits] == [[told], ["ok"]]
+
+
+async def test_an_endpoint_whose_breaker_is_open_is_asked_only_when_no_other_answers() -> None:
+    order = Order([], shut=True)
+    assert (await order.ask()).provider == "mini"
+    assert order.asked == [0, 1]
+    order.providers[1].replies = [error("unreachable")]
+    assert (await order.ask()).provider == "opus"
+
+
+async def test_beside_a_silent_endpoint_the_next_is_asked_and_the_loser_is_paid() -> None:
+    order = Order([30.0])
+    answer = await order.ask()
+    assert (answer.provider, trio.current_time()) == ("mini", 4)
+    assert [circuit.told for circuit in order.circuits] == [["fault"], ["ok"]]
+    asked = order.budgets[0].admitted[0][0]
+    assert order.budgets[0].settled == [Ask(input=asked.input, output=0)]
+    assert reasons(order.costs) == {"wasted-cancel": 1, "grading": 1}
+
+
+async def test_a_slow_answer_that_comes_first_after_all_counts() -> None:
+    order = Order([5.0])
+    order.providers[1].replies = [3.0]
+    answer = await order.ask()
+    assert (answer.provider, trio.current_time()) == ("opus", 5)
+
+
+async def test_a_student_does_not_stand_in_a_long_line_while_another_is_short() -> None:
+    order = Order([])
+    order.budgets[0].gate_opens_at = 60
+    assert (await order.ask()).provider == "mini"
+    assert (trio.current_time(), order.asked) == (2, [0, 1])
+    assert order.circuits[0].told == ["nothing"]
+
+
+@pytest.mark.parametrize("kind", ["filtered", "too_long"])
+async def test_what_is_about_the_text_is_taken_nowhere_else(kind: str) -> None:
+    order = Order([error(kind)])
+    with pytest.raises(JudgeOut) as caught:
+        await order.ask()
+    assert (caught.value.kind, order.asked) == ("hopeless", [1, 0])
+
+
+async def test_two_bad_answers_put_the_judge_out_and_are_not_tried_elsewhere() -> None:
+    order = Order([INVENTED, "not JSON"])
+    with pytest.raises(JudgeOut) as caught:
+        await order.ask()
+    assert (caught.value.kind, order.asked) == ("failed", [2, 0])
+
+
+async def test_what_is_too_large_for_one_quota_is_asked_of_the_next() -> None:
+    order = Order([])
+    order.budgets[0].refuse = TooLarge("more than a minute's tokens")
+    assert (await order.ask()).provider == "mini"
+
+
+async def test_cancelled_at_every_checkpoint_both_endpoints_are_settled() -> None:
+    for step in range(1, 1_000):
+        order = Order([5.0])
+        order.providers[1].replies = [3.0]
+        with cancel_at_step(step) as scope:
+            await order.ask()
+        for circuit, budget in zip(order.circuits, order.budgets, strict=True):
+            assert len(budget.settled) == len(budget.admitted)
+            assert len(circuit.told) <= 1
+        if not scope.cancel_called:
+            break
+    assert step > 5
+
+
+def test_seats_begin_at_one_endpoint_after_the_other_and_read_by_different_lenses() -> None:
+    order = Order([])
+    seat = partial(
+        seat_panel,
+        order.benches,
+        RUBRIC,
+        costs=order.costs,
+        pseudonyms=Pseudonyms("k"),
+        judges=3,
+    )
+    usual, fresh = seat(), seat(fresh=True)
+    assert [judge.name for judge in usual] == ["judge-1", "judge-2", "judge-3"]
+    assert [judge.provider for judge in usual] == ["opus", "mini", "opus"]
+    assert [judge.provider for judge in fresh] == ["mini", "opus", "mini"]
+
+
+async def test_a_lens_stands_behind_the_essay_so_that_what_is_cached_is_the_same() -> None:
+    provider = FakeProvider()
+    bench = bench_of(provider, FakeBudget())
+    panel = seat_panel([bench], RUBRIC, costs=new_costs(), pseudonyms=Pseudonyms("k"), judges=3)
+    for judge in panel:
+        await judge.ask(task="Write.", essay=ESSAY, lane="submission", org="school")
+    first, *others = provider.prompts
+    for other in others:
+        assert other.system == first.system
+        assert other.messages[-1].blocks[:-1] == first.messages[-1].blocks[:-1]
+    assert len({prompt.messages[-1].blocks[-1].text for prompt in provider.prompts}) == 3

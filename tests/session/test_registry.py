@@ -229,3 +229,12 @@ def test_entries_are_found_in_every_shape_of_a_reply(count: int) -> None:
         assert _entries(reply) == entries
     empty: tuple[object, ...] = (None, [], {})
     assert [_entries(reply) for reply in empty] == [[], [], []]
+
+
+async def test_news_of_a_submission_is_no_answer_to_it() -> None:
+    sessions, (ann,) = registry("ann")
+    late = msgspec.json.encode({"submission": "s1", "delayed": True})
+    sessions._deliver(
+        {b"kind": b"grading", b"session": b"ann", b"submission": b"s1", b"payload": late}
+    )
+    assert ann.mail == [("s1", wire.Grading(submission="s1", delayed=True))]

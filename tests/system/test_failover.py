@@ -4,13 +4,14 @@ whole answer, each provider is booked for what it did, nothing stays reserved, t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal
+from itertools import count
+from typing import Any, Final, Literal
 
 import attrs
 import pytest
 import trio
 
-from tests.support.stack import Stack
+from tests.support.stack import Stack, Student
 
 from .failover import (
     DRAFT,
@@ -33,6 +34,7 @@ from .failover import (
 
 pytestmark = pytest.mark.real_time
 
+DEADLINE_S: Final = 8.0
 ANSWERED: Final = ("started simulator", "text", "done")
 BY_THE_SECOND: Final = ("started second", "text", "done")
 
@@ -351,7 +353,7 @@ async def test_flapping(stack: Stack) -> None:
 async def test_both_down(stack: Stack) -> None:
     """Feedback is refused with a time to come back; an essay waits, and is graded afterwards.
 
-    A grade needs two judges. What one has answered is kept until the other is back.
+    One provider that is back is enough: its model stands in for the other's, and the grade says so.
     """
     await recover(stack)
     before = {name: await judged(stack, name) for name in (FIRST, SECOND)}
@@ -376,18 +378,45 @@ async def test_both_down(stack: Stack) -> None:
         status = (await stack.submission(student.token, "waits")).json()["status"]
         assert status not in {"graded", "failed"}
 
-        heard = await judged(stack, SECOND)
         await stack.providers[SECOND].control(faults={})
         assert (await one_turn(stack, student, "other")).story[-2:] == ("text", "done")
         with trio.fail_after(WAIT_S):
-            while await judged(stack, SECOND) == heard:  # noqa: ASYNC110
-                await trio.sleep(0.02)
-        await stack.providers[FIRST].control(faults={})
-        with trio.fail_after(WAIT_S):
             grade = await student.until("grade")
-        assert (grade["submission"], grade.get("degraded", False)) == ("waits", False)
+        assert (grade["submission"], grade["judges"], grade["degraded"]) == ("waits", 3, True)
+        assert FIRST in str(grade["degraded_reason"])
+        await stack.providers[FIRST].control(faults={})
         assert (await one_turn(stack, student, "after")).story[-2:] == ("text", "done")
     await until_settled(stack)
+
+
+async def test_one_provider_down_costs_no_judge_and_its_own_returns_by_itself(stack: Stack) -> None:
+    await recover(stack)
+    await stack.providers[FIRST].control(faults={"unavailable": 1})
+    async with stack.student() as student:
+        grade: dict[str, Any] = {}
+        for name in ("down-1", "down-2", "down-3", "down-4"):
+            grade, seconds = await graded(student, name)
+            assert (grade["judges"], grade["degraded"]) == (3, True)
+            assert FIRST in grade["degraded_reason"]
+            assert seconds < DEADLINE_S
+        await stack.providers[FIRST].control(faults={})
+        with trio.fail_after(2 * WAIT_S):
+            numbers = count()
+            while grade.get("degraded", False):
+                await trio.sleep(0.2)
+                grade, _ = await graded(student, f"up-{next(numbers)}")
+        assert grade["judges"] == 3
+    await until_settled(stack)
+
+
+async def graded(student: Student, submission: str) -> tuple[dict[str, Any], float]:
+    """Hand an essay in; its grade, and seconds until it came."""
+    handed_in_at = trio.current_time()
+    await student.send(type="submit", submission=submission, assignment="essay", text=DRAFT)
+    with trio.fail_after(WAIT_S):
+        grade = await student.until("grade")
+    assert grade["submission"] == submission
+    return grade, trio.current_time() - handed_in_at
 
 
 async def judged(stack: Stack, name: str) -> float:

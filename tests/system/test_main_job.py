@@ -128,7 +128,7 @@ async def a_killed_grader(stack: Stack) -> None:
         with trio.move_on_after(1) as silence:
             await student.receive()
         assert silence.cancelled_caught
-    assert (await stack.simulator())["judge_requests"] == asked + 2
+    assert (await stack.simulator())["judge_requests"] == asked + 2 * 3  # judges
 
 
 async def a_killed_redis(stack: Stack) -> None:

@@ -5,7 +5,7 @@ KEYS[1]  mail  STREAM  of the worker: entries kind, session, user, submission, p
 
 ARGV[1]  length_max  integer, 1..1000000: about so many entries are kept
 ARGV[2]  ttl_s       integer, 1..604800: the mailbox of a worker that is gone disappears after it
-ARGV[3]  kind        "grade" or "failed"
+ARGV[3]  kind        "grading", "grade" or "failed"
 ARGV[4]  session   ARGV[5]  user   ARGV[6]  submission   ARGV[7]  payload (JSON)
 
 Returns  the entry's id
@@ -18,7 +18,7 @@ end
 if ttl_s == nil or ttl_s < 1 or ttl_s > 604800 then
   return redis.error_reply("COACH_BADARG ttl_s")
 end
-if ARGV[3] ~= "grade" and ARGV[3] ~= "failed" then
+if ARGV[3] ~= "grading" and ARGV[3] ~= "grade" and ARGV[3] ~= "failed" then
   return redis.error_reply("COACH_BADARG kind")
 end
 local entry = redis.call("XADD", KEYS[1], "MAXLEN", "~", ARGV[1], "*", "kind", ARGV[3],
