@@ -90,9 +90,15 @@ def grade(
         str | None, typer.Option(help="Comma-separated lanes to serve; default all.")
     ] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Grades at once.")] = None,
+    hours: Annotated[
+        str | None, typer.Option(help="Grade only then, as 22-06; with --lanes background.")
+    ] = None,
+    time_zone: Annotated[str, typer.Option(help="Whose hours, as Europe/Berlin.")] = "UTC",
 ) -> None:
     """Grade submissions from the queue until SIGTERM, then finish what is under way."""
+    from .errors import ConfigurationError
     from .graders import run_graders
+    from .grading import Hours
 
     if lanes is not None:
         os.environ["COACH_GRADING__LANES"] = (
@@ -100,7 +106,13 @@ def grade(
         )
     if concurrency is not None:
         os.environ["COACH_GRADING__CONCURRENCY"] = str(concurrency)
-    trio.run(run_graders, _load(config_file, data_dir))
+    settings = _load(config_file, data_dir)
+    if hours is None:
+        trio.run(run_graders, settings)
+        return
+    if settings.grading.lanes != ("background",):
+        raise ConfigurationError("--hours would let students wait: say --lanes background too")
+    trio.run(partial(run_graders, settings, hours=Hours.parse(hours, time_zone)))
 
 
 @cli.command()

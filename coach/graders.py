@@ -14,10 +14,12 @@ from .grading import (
     LENSES,
     Bench,
     Calibrations,
+    Hours,
     Judge,
     Reviews,
     run_grader,
     seat_panel,
+    work_within,
 )
 from .ops import log as logging
 from .providers import FirstTokens
@@ -26,8 +28,12 @@ ANSWER_S_MIN: Final = 2.0
 """A judge's answer is not late before that."""
 
 
-async def run_graders(settings: config.Settings) -> None:
+async def run_graders(settings: config.Settings, *, hours: Hours | None = None) -> None:
     """Grade until SIGTERM or SIGINT, then finish or hand back what is under way.
+
+    Args:
+      settings: of this process.
+      hours: when to grade; when they end, what is under way is finished or handed back as well.
 
     Raises:
       ConfigurationError: see `open_backend`.
@@ -38,28 +44,37 @@ async def run_graders(settings: config.Settings) -> None:
         await nursery.start(_stop_on_signal, stopping)
         calibrations = Calibrations(backend.rubric)
         await nursery.start(calibrations.run, backend.redis)
-        grading = settings.grading
-        seat = partial(
-            seat_panel,
-            benches_of(backend, grading),
-            backend.rubric,
-            costs=backend.costs,
-            pseudonyms=backend.pseudonyms,
-            judges=grading.judges,
-        )
-        await run_grader(
-            queue=backend.queue,
-            judges=seat(),
-            fresh=seat(fresh=True),
-            reviews=Reviews(backend.redis, backend.queue, grading),
-            rubric=backend.rubric,
-            settings=grading,
-            costs=backend.costs,
-            calibrations=calibrations,
-            worker=backend.worker,
-            stopping=stopping,
-        )
+        grade = partial(_grade, backend, settings.grading, calibrations)
+        if hours is None:
+            await grade(stopping)
+        else:
+            await work_within(hours, grade, stopping=stopping)
         nursery.cancel_scope.cancel("the grader stops")
+
+
+async def _grade(
+    backend: Backend, settings: config.Grading, calibrations: Calibrations, stopping: trio.Event
+) -> None:
+    seat = partial(
+        seat_panel,
+        benches_of(backend, settings),
+        backend.rubric,
+        costs=backend.costs,
+        pseudonyms=backend.pseudonyms,
+        judges=settings.judges,
+    )
+    await run_grader(
+        queue=backend.queue,
+        judges=seat(),
+        fresh=seat(fresh=True),
+        reviews=Reviews(backend.redis, backend.queue, settings),
+        rubric=backend.rubric,
+        settings=settings,
+        costs=backend.costs,
+        calibrations=calibrations,
+        worker=backend.worker,
+        stopping=stopping,
+    )
 
 
 def judges_of(backend: Backend, grading: config.Grading) -> list[Judge]:

@@ -38,6 +38,17 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "bad TOML": ("[server", ["serve"], "is not TOML"),
     "bad bind": ("", ["serve", "--bind", "8000"], "server.bind: '8000' is not host:port"),
     "bad lanes": ("", ["grade", "--lanes", "submission,fast"], "Invalid enum value 'fast'"),
+    "hours of students": ("", ["grade", "--hours", "22-06"], "say --lanes background too"),
+    "bad hours": (
+        "",
+        ["grade", "--lanes", "background", "--hours", "22"],
+        "write two times of day",
+    ),
+    "bad zone": (
+        "",
+        ["grade", "--lanes", "background", "--hours", "22-06", "--time-zone", "Mars"],
+        "'Mars' is unknown",
+    ),
     "no provider": ("", ["grade"], "no [[provider]] is configured"),
     "no provider for a worker": (NO_REDIS, ["serve", "--bind", "127.0.0.1:0"], "no [[provider]]"),
     "no Redis": (PROVIDER + NO_REDIS, ["grade"], "redis.url: no answer from redis://:***@"),

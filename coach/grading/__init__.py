@@ -12,6 +12,7 @@ from .calibrations import (
 )
 from .desk import Desk, Done, JobView
 from .grader import run_grader
+from .hours import Hours, work_within
 from .judges import LENSES, Bench, Judge, JudgeOut, seat_panel
 from .queue import Claim, Latencies, Mode, Queue, QueueStatistics
 from .records import (
@@ -45,6 +46,7 @@ __all__ = [
     "Done",
     "Failure",
     "Grade",
+    "Hours",
     "JobView",
     "Judge",
     "JudgeOut",
@@ -72,4 +74,5 @@ __all__ = [
     "run_grader",
     "seat_panel",
     "use_calibration",
+    "work_within",
 ]
