@@ -70,7 +70,7 @@ async def opened(tmp_path: Path, **sections: object) -> AsyncIterator[Opened]:
     async with open_embedded(tmp_path) as redis:
         settings = config.Settings(
             data_dir=str(tmp_path),
-            redis=config.Redis(url=redis.url, wait_s=0.2),
+            redis=config.Redis(url=redis.url, wait_s=1.0),
             provider=(PROVIDER,),
             **sections,  # type: ignore[arg-type]
         )
