@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import ssl
 import sys
 import tempfile
 import time
@@ -20,9 +19,10 @@ import msgspec
 import trio
 from arguments import count
 from budget_worker import Lane, Orders, Request
-from processes import cpu_s, free_port, open_process
+from processes import Lines, cpu_s, open_process
 from rich.console import Console
 from rich.table import Table
+from simulated import START_S_MAX, Simulated, open_simulated
 
 from coach.errors import ConfigurationError, first_error
 from coach.simulator.corpus import load_essays
@@ -39,7 +39,6 @@ EVEN_FROM_S: Final = 65.0
 """Before, the burst that a full quota allows is still in the window, which is 61 s long."""
 OUTPUT_MAX: Final = 400
 PATIENCE_S: Final = 30.0
-START_S_MAX: Final = 30.0
 PROBE_S: Final = 10.0
 
 
@@ -60,8 +59,7 @@ class Stage:
     folder: Path
     redis_url: str
     redis_pid: int
-    simulator_url: str
-    ca: Path
+    simulator: Simulated
 
 
 def main() -> int:
@@ -144,7 +142,7 @@ async def _measure(plan: Plan, mean: dict[str, float], console: Console) -> dict
         usage, begun_at = await _redis_usage(stage), time.monotonic()
         requests = await _run(stage, plan, per_s=per_s)
         took_s = time.monotonic() - begun_at
-        stats, usage_after = await _stats(stage), await _redis_usage(stage)
+        stats, usage_after = await stage.simulator.stats(), await _redis_usage(stage)
     return {
         "demand": plan.demand,
         "seconds": plan.seconds,
@@ -161,27 +159,13 @@ async def _open_stage() -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coach-budget-")))
         redis = await stack.enter_async_context(open_embedded(folder))
-        port, ca = free_port(), folder / "simulator-ca.pem"
-        command = [
-            *(sys.executable, "-m", "coach.simulator", "--port", str(port)),
-            *("--data-dir", str(folder), "--events-per-s", "60"),
-        ]
+        options = ["--events-per-s", "60"]
         for unit, limit in QUOTA.items():
-            command += [f"--{unit.replace('_', '-')}-per-minute", str(limit)]
-        log = folder / "simulator.log"
-        await stack.enter_async_context(open_process(command, log=log))
+            options += [f"--{unit.replace('_', '-')}-per-minute", str(limit)]
+        simulator = await stack.enter_async_context(open_simulated(folder, *options))
         async with open_redis(redis.url) as client:
             pid = int((await client.info("server"))["process_id"])
-        stage = Stage(folder, redis.url, pid, f"https://127.0.0.1:{port}", ca)
-        with trio.fail_after(START_S_MAX):
-            while True:
-                try:
-                    await _stats(stage)
-                except (OSError, httpx.TransportError):
-                    await trio.sleep(0.1)
-                else:
-                    break
-        yield stage
+        yield Stage(folder, redis.url, pid, simulator)
 
 
 async def _run(stage: Stage, plan: Plan, *, per_s: float) -> list[Request]:
@@ -209,7 +193,7 @@ async def _run(stage: Stage, plan: Plan, *, per_s: float) -> list[Request]:
             )
             await _tell(worker, msgspec.json.encode(orders))
             workers.append(worker)
-        readers = [_Lines(worker, log) for worker in workers]
+        readers = [Lines(worker, log, "a worker") for worker in workers]
         with trio.fail_after(START_S_MAX):
             for reader in readers:
                 await reader.next()
@@ -217,7 +201,7 @@ async def _run(stage: Stage, plan: Plan, *, per_s: float) -> list[Request]:
         for worker in workers:
             await _tell(worker, begin_at)
 
-        async def collect(reader: _Lines) -> None:
+        async def collect(reader: Lines) -> None:
             found.extend(msgspec.json.decode(await reader.next(), type=list[Request]))
 
         with trio.fail_after(plan.seconds + PATIENCE_S + 60):
@@ -240,44 +224,18 @@ level = "error"
 [[provider]]
 name = "simulator"
 kind = "anthropic"
-base_url = "{stage.simulator_url}"
+base_url = "{stage.simulator.url}"
 model = "sim-1"
 api_key = "bench"
-ca_file = "{stage.ca}"
+ca_file = "{stage.simulator.ca}"
 feedback_output_tokens_max = {OUTPUT_MAX}
 quota = {{ {limits} }}
 """
 
 
-class _Lines:
-    """Lines that a process writes."""
-
-    def __init__(self, process: trio.Process, log: Path) -> None:
-        self._process, self._log, self._buffer = process, log, bytearray()
-
-    async def next(self) -> bytes:
-        assert self._process.stdout is not None
-        while b"\n" not in self._buffer:
-            data = await self._process.stdout.receive_some()
-            if not data:
-                words = self._log.read_text().strip().splitlines()[-15:]
-                raise ConfigurationError("a worker ended:\n" + "\n".join(words))
-            self._buffer += data
-        line, _, rest = bytes(self._buffer).partition(b"\n")
-        self._buffer[:] = rest
-        return line
-
-
 async def _tell(process: trio.Process, line: bytes) -> None:
     assert process.stdin is not None
     await process.stdin.send_all(line + b"\n")
-
-
-async def _stats(stage: Stage) -> dict[str, Any]:
-    context = ssl.create_default_context(cafile=str(stage.ca))
-    async with httpx.AsyncClient(verify=context) as client:
-        found: dict[str, Any] = (await client.get(f"{stage.simulator_url}/stats")).json()
-        return found
 
 
 async def _redis_usage(stage: Stage) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -16,9 +15,9 @@ import attrs
 import httpx
 import trio
 from budget_worker import Silent
-from processes import free_port, open_process
 from rich.console import Console
 from rich.table import Table
+from simulated import Simulated, open_simulated
 
 from coach import config
 from coach.backend import Backend, open_backend
@@ -32,7 +31,6 @@ from coach.store import open_embedded
 CLASS: Final = 30
 BEFORE_PAUSE: Final = 3
 """Turns of the student who then pauses: a habit, or a ping would not be worth its price."""
-START_S_MAX: Final = 30.0
 MODEL: Final = "claude-sonnet-4-5"
 
 
@@ -113,13 +111,13 @@ async def _measure_all(
 
 
 async def _measure(case: Case, price: TokenPrice) -> dict[str, Any]:
-    async with _open(case) as (backend, stats):
+    async with _open(case) as (backend, simulator):
         interest = Interest("school")
         if case.pause_s:
             for _ in range(BEFORE_PAUSE):
                 await _ask(backend, 0, interest)
             await trio.sleep(case.pause_s)
-            before = await stats()
+            before = await simulator.stats()
             usages = [await _ask(backend, 1, interest)]
             pings = before["requests"] - BEFORE_PAUSE
         else:
@@ -174,33 +172,12 @@ def _prompt(backend: Backend, number: int) -> Prompt:
 
 
 @asynccontextmanager
-async def _open(case: Case) -> AsyncIterator[tuple[Backend, Any]]:
+async def _open(case: Case) -> AsyncIterator[tuple[Backend, Simulated]]:
     """A backend of coach before an empty provider."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coach-cache-")))
         redis = await stack.enter_async_context(open_embedded(folder))
-        port, ca = free_port(), folder / "simulator-ca.pem"
-        command = [
-            *(sys.executable, "-m", "coach.simulator", "--port", str(port)),
-            *("--data-dir", str(folder), "--events-per-s", "200"),
-        ]
-        await stack.enter_async_context(open_process(command, log=folder / "simulator.log"))
-        url = f"https://127.0.0.1:{port}"
-
-        async def stats() -> dict[str, Any]:
-            context = ssl.create_default_context(cafile=str(ca))
-            async with httpx.AsyncClient(verify=context) as client:
-                found: dict[str, Any] = (await client.get(f"{url}/stats")).json()
-                return found
-
-        with trio.fail_after(START_S_MAX):
-            while True:
-                try:
-                    await stats()
-                except (OSError, httpx.TransportError):
-                    await trio.sleep(0.1)
-                else:
-                    break
+        simulator = await stack.enter_async_context(open_simulated(folder, "--events-per-s", "200"))
         path = folder / "coach.toml"
         path.write_text(
             f"""
@@ -215,14 +192,14 @@ level = "error"
 [[provider]]
 name = "simulator"
 kind = "anthropic"
-base_url = "{url}"
+base_url = "{simulator.url}"
 model = "{MODEL}"
 api_key = "bench"
-ca_file = "{ca}"
+ca_file = "{simulator.ca}"
 """
         )
         backend = await stack.enter_async_context(open_backend(config.load(path), role="bench"))
-        yield backend, stats
+        yield backend, simulator
 
 
 COLUMNS: Final = {

@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 import httpx
 import trio
-from processes import free_port, open_process
+from processes import Lines, free_port, open_process
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -131,7 +131,7 @@ async def _measure(plan: Plan, console: Console) -> dict[str, Any]:
         clients = await stack.enter_async_context(
             open_process(_load(plan, url), log=clients_log, piped=True)
         )
-        lines = _Lines(clients, clients_log)
+        lines = Lines(clients, clients_log, "the load")
         with trio.fail_after(START_S_MAX + plan.ramp_s):
             await lines.next()  # ready
         await trio.sleep(SETTLE_S)
@@ -231,26 +231,6 @@ async def _pass_on(
         while data := await source.receive_some():
             note(data)
             await target.send_all(data)
-
-
-class _Lines:
-    """What a process says, line by line."""
-
-    def __init__(self, process: trio.Process, log: Path) -> None:
-        assert process.stdout is not None
-        self._stdout = process.stdout
-        self._log = log
-        self._said = b""
-
-    async def next(self) -> str:
-        """The next line."""
-        while b"\n" not in self._said:
-            data = await self._stdout.receive_some()
-            if not data:
-                raise ConfigurationError(f"the clients have died: {_end_of(self._log)}")
-            self._said += data
-        line, _, self._said = self._said.partition(b"\n")
-        return line.decode()
 
 
 async def _simulator(

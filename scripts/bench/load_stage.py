@@ -165,18 +165,3 @@ async def put_load(stage: Stage, plan: Plan, console: Console, *, processes: int
         metrics = (await client.get(f"{stage.url}/metrics")).text
         provider = (await client.get(f"{stage.provider_url}/stats")).json()
     return Outcome(report=report, samples=watch.samples, metrics=metrics, provider=provider)
-
-
-def capacity(samples: list[Sample], *, ttft_ms: float, error_share: float) -> tuple[int, bool]:
-    """How many writers were served before the first token was late or too much failed.
-
-    Returns the number, and whether that was the end: where nothing was late, there may be more.
-    """
-    late, turns, before_s = 0, 0.0, 0.0
-    for number, sample in enumerate(samples):
-        turns += sample.turns_per_s * (sample.at_s - before_s)
-        before_s = sample.at_s
-        late = late + 1 if (sample.ttft_p95_ms or 0.0) > ttft_ms else 0
-        if late == 3 or sample.errors > max(1.0, error_share * turns):
-            return max((each.writers for each in samples[: max(1, number - late)]), default=0), True
-    return max((sample.writers for sample in samples), default=0), False

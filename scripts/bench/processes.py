@@ -13,7 +13,10 @@ from pathlib import Path
 
 import trio
 
+from coach.errors import ConfigurationError
+
 END_S_MAX = 12.0
+LOG_BYTES_SHOWN = 2_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ENDED = frozenset("ZX")
 
@@ -61,6 +64,32 @@ async def open_process(
             finally:
                 with trio.CancelScope(shield=True):
                     await _end(process)
+
+
+class Lines:
+    """What a process says on its standard output, line by line."""
+
+    def __init__(self, process: trio.Process, log: Path, whose: str) -> None:
+        """Read from a process that was opened `piped`; `whose` and `log` say why it ended."""
+        assert process.stdout is not None
+        self._stdout, self._log, self._whose = process.stdout, log, whose
+        self._said = bytearray()
+
+    async def next(self) -> str:
+        """The next line.
+
+        Raises:
+          ConfigurationError: the process has ended; with the end of its log.
+        """
+        while b"\n" not in self._said:
+            data = await self._stdout.receive_some()
+            if not data:
+                end = self._log.read_text(errors="replace")[-LOG_BYTES_SHOWN:]
+                raise ConfigurationError(f"{self._whose} has ended:\n{end}")
+            self._said += data
+        line, _, rest = self._said.partition(b"\n")
+        self._said = rest
+        return line.decode()
 
 
 async def _end(process: trio.Process) -> None:
