@@ -28,11 +28,11 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGILifespan
 
 from . import config, edge
-from .backend import Backend, open_backend
+from .backend import Backend, benches_of, open_backend
 from .bridge import bridge, run_sampler
 from .budget import LocalLimits, open_user_limits
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
-from .grading import Desk, Latencies, Reviews
+from .grading import AtOnce, Calibrations, Desk, Latencies, Reviews
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
@@ -172,6 +172,11 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             nursery.start_soon(authority.keys.run)
         pacer = Pacer(settings.server.delta_window_s)
         flags, unpooled = Flags(settings.rollout), Unpooled(settings)
+        providers_unpooled = [
+            open_provider(endpoint.settings, unpooled, cache=settings.cache)
+            for endpoint in backend.endpoints
+        ]
+        calibrations = Calibrations(backend.rubric)
         services = Services(
             settings=settings,
             worker=backend.worker,
@@ -189,11 +194,24 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
                         s_max=settings.failover.first_token_s_max,
                     ),
                     output_tokens_max=endpoint.settings.feedback_output_tokens_max,
-                    unpooled=open_provider(endpoint.settings, unpooled, cache=settings.cache),
+                    unpooled=provider_unpooled,
                 )
-                for endpoint in backend.endpoints
+                for endpoint, provider_unpooled in zip(
+                    backend.endpoints, providers_unpooled, strict=True
+                )
             ],
             queue=backend.queue,
+            at_once=AtOnce(
+                benches=benches_of(backend, settings.grading),
+                unpooled=providers_unpooled,
+                queue=backend.queue,
+                reviews=Reviews(backend.redis, backend.queue, settings.grading),
+                rubric=backend.rubric,
+                settings=settings.grading,
+                costs=backend.costs,
+                pseudonyms=backend.pseudonyms,
+                calibrations=calibrations,
+            ),
             rubric=backend.rubric,
             costs=backend.costs,
             pacer=pacer,
@@ -201,6 +219,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             pseudonyms=backend.pseudonyms,
         )
         nursery.start_soon(flags.run, backend.redis)
+        nursery.start_soon(calibrations.run, backend.redis)
         nursery.start_soon(partial(run_sampler, backend.redis, worker=backend.worker))
         nursery.start_soon(pacer.run)
         nursery.start_soon(sessions.run_pings)

@@ -14,6 +14,7 @@ from contextlib import (
     asynccontextmanager,
     suppress,
 )
+from typing import Final
 
 import attrs
 import structlog
@@ -22,12 +23,13 @@ import trio
 from . import config
 from .budget import Ask, EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
-from .grading import Queue, Rubric, load_rubric
+from .grading import Bench, Queue, Rubric, load_rubric
 from .ops import Costs, Prices, health, load_prices, metrics, open_costs
 from .providers import (
     ANTHROPIC_PRICE,
     CachePrice,
     Circuit,
+    FirstTokens,
     Ping,
     Pool,
     Prompt,
@@ -48,6 +50,9 @@ from .providers import (
 from .store import Redis, RedisError, find_embedded, open_redis, without_password
 
 log = structlog.get_logger()
+
+ANSWER_S_MIN: Final = 2.0
+"""A judge's answer is not late before that."""
 
 
 @attrs.frozen(kw_only=True)
@@ -153,6 +158,25 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             pseudonyms=Pseudonyms(settings.auth.secret or ""),
             files=files,
         )
+
+
+def benches_of(backend: Backend, grading: config.Grading) -> list[Bench]:
+    """The endpoints as judges ask there, in the order of preference."""
+    return [
+        Bench(
+            provider=endpoint.provider,
+            budget=endpoint.budget,
+            circuit=endpoint.circuit,
+            warmth=endpoint.warmth,
+            patience=FirstTokens(
+                s_min=ANSWER_S_MIN,
+                s_max=max(ANSWER_S_MIN, grading.deadline_s),
+                s_first=grading.deadline_s / 2,
+            ),
+            output_tokens_max=endpoint.settings.judge_output_tokens_max,
+        )
+        for endpoint in backend.endpoints
+    ]
 
 
 def _open_warmth(

@@ -403,6 +403,8 @@ class Rollout(Section, frozen=True, kw_only=True):
     """0: a new TLS connection for each feedback request."""
     shared_limits: Percent = 100
     """0: each worker counts the limits of users and orgs for itself."""
+    queue: Percent = 100
+    """0: an essay is graded by the worker that takes it in, at once, and lost if that one dies."""
     backpressure: Percent = 100
     """0: feedback requests go without a budget, and meet the provider's 429."""
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import signal
 from functools import partial
-from typing import Final
 
 import trio
 
 from . import config
-from .backend import Backend, open_backend
+from .backend import Backend, benches_of, open_backend
 from .grading import (
     LENSES,
-    Bench,
     Calibrations,
     Hours,
     Judge,
@@ -22,10 +20,6 @@ from .grading import (
     work_within,
 )
 from .ops import log as logging
-from .providers import FirstTokens
-
-ANSWER_S_MIN: Final = 2.0
-"""A judge's answer is not late before that."""
 
 
 async def run_graders(settings: config.Settings, *, hours: Hours | None = None) -> None:
@@ -89,25 +83,6 @@ def judges_of(backend: Backend, grading: config.Grading) -> list[Judge]:
             lens=LENSES[0],
         )
         for bench in benches_of(backend, grading)
-    ]
-
-
-def benches_of(backend: Backend, grading: config.Grading) -> list[Bench]:
-    """The endpoints as judges ask there, in the order of preference."""
-    return [
-        Bench(
-            provider=endpoint.provider,
-            budget=endpoint.budget,
-            circuit=endpoint.circuit,
-            warmth=endpoint.warmth,
-            patience=FirstTokens(
-                s_min=ANSWER_S_MIN,
-                s_max=max(ANSWER_S_MIN, grading.deadline_s),
-                s_first=grading.deadline_s / 2,
-            ),
-            output_tokens_max=endpoint.settings.judge_output_tokens_max,
-        )
-        for endpoint in backend.endpoints
     ]
 
 

@@ -1,6 +1,7 @@
 """The grading queue, the judges, and the grader process that brings them together."""
 
 from .answers import Answer
+from .at_once import AtOnce
 from .calibration import Bands, Calibration, Line, panel_name, panel_score
 from .calibrations import (
     Calibrations,
@@ -35,6 +36,7 @@ __all__ = [
     "LENSES",
     "Answer",
     "Assignment",
+    "AtOnce",
     "Bands",
     "Bench",
     "Calibration",

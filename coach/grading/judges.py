@@ -49,7 +49,7 @@ from .records import Usage
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from ..budget import Admission, EndpointBudget
+    from ..budget import Admission, EndpointBudget, FreeAdmission, Ungoverned
     from ..ops import Costs, Reason
     from ..providers import (
         Circuit,
@@ -136,7 +136,7 @@ class Bench:
     """A provider's endpoint where judges are asked, and what guards it."""
 
     provider: Provider
-    budget: EndpointBudget
+    budget: EndpointBudget | Ungoverned
     circuit: Circuit
     warmth: Warmth
     patience: FirstTokens
@@ -447,7 +447,7 @@ class Judge:
 
 
 async def _converse(
-    provider: Provider, prompt: Prompt, admission: Admission, visit: Visit
+    provider: Provider, prompt: Prompt, admission: Admission | FreeAdmission, visit: Visit
 ) -> Completion:
     """Get the answer in one piece; streamed where others wait for it to begin."""
     if visit.leads:

@@ -198,13 +198,7 @@ class Queue:
           Overloaded: too many wait, in all or of this org; the lane is being drained; or the
             server cannot say that it is on disk.
         """
-        if not _ID.fullmatch(submission.id):
-            raise BadMessage("a submission's id: 1 to 64 of A-Z a-z 0-9 _ . : @ -")
-        try:
-            text = submission.text.encode()
-        except UnicodeEncodeError as error:
-            raise BadMessage("the essay holds half of a character (a lone surrogate)") from error
-        parameters = msgspec.json.encode(submission.parameters, order="sorted")
+        text, parameters, digest = written(submission)
         background = submission.lane == "background"
         reply = await run(
             self._redis,
@@ -215,7 +209,7 @@ class Queue:
             submission.org,
             submission.assignment,
             text,
-            _digest(submission.kind.encode(), parameters, text),
+            digest,
             LANES.index(submission.lane),
             submission.worker,
             submission.session,
@@ -281,6 +275,36 @@ class Queue:
         except ResponseError:  # services that keep CONFIG to themselves
             return False
         return (found.get("appendonly"), found.get("appendfsync")) == ("yes", "always")
+
+    async def keep(self, submission: Submission, grade: Grade) -> bool:
+        """Keep an essay that was graded without the queue, with its grade.
+
+        Returns:
+          False: there is a submission of this id, and nothing changed.
+
+        Raises:
+          BadMessage: the id or the text has characters that it may not have.
+        """
+        text, parameters, digest = written(submission)
+        reply = await run(
+            self._redis,
+            "queue_keep",
+            self.shard(submission.org),
+            submission.id,
+            submission.user,
+            submission.org,
+            submission.assignment,
+            text,
+            digest,
+            LANES.index(submission.lane),
+            submission.kind,
+            parameters,
+            msgspec.json.encode(grade),
+            round(grade.seconds * 1000),
+            self._ttl_s,
+            record=submission.id,
+        )
+        return bool(reply[0] == b"kept")
 
     async def get(self, org: str, submission: str) -> SubmissionState | None:
         """The submission as it is now; None where the org has none of this id."""
@@ -576,9 +600,23 @@ def _share(depth_max: int, percent: int) -> int:
     return max(1, depth_max * percent // 100)
 
 
-def _digest(*parts: bytes) -> str:
-    """Of what is to be done: two submissions are the same if theirs is."""
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+def written(submission: Submission) -> tuple[bytes, bytes, str]:
+    """Text and parameters as a record holds them, and the digest of what is to be done.
+
+    Two submissions are the same if their digest is.
+
+    Raises:
+      BadMessage: the id or the text has characters that it may not have.
+    """
+    if not _ID.fullmatch(submission.id):
+        raise BadMessage("a submission's id: 1 to 64 of A-Z a-z 0-9 _ . : @ -")
+    try:
+        text = submission.text.encode()
+    except UnicodeEncodeError as error:
+        raise BadMessage("the essay holds half of a character (a lone surrogate)") from error
+    parameters = msgspec.json.encode(submission.parameters, order="sorted")
+    parts = (submission.kind.encode(), parameters, text)
+    return text, parameters, hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def _latencies(found: Counter[str], prefix: str) -> Latencies:

@@ -21,7 +21,7 @@ from . import metrics
 
 log = structlog.get_logger()
 
-Flag = Literal["pool", "shared_limits", "backpressure"]
+Flag = Literal["pool", "shared_limits", "queue", "backpressure"]
 FLAGS: Final[tuple[Flag, ...]] = get_args(Flag)
 
 KEY: Final = "flags"

@@ -163,6 +163,9 @@ flag_percent: Final = Gauge(
 flag_off_turns_total: Final = Counter(
     "coach_flag_off_turns_total", "Feedback turns for which a rollout flag was off.", ["flag"]
 )
+flag_off_submissions_total: Final = Counter(
+    "coach_flag_off_submissions_total", "Submissions for which a rollout flag was off.", ["flag"]
+)
 queue_depth: Final = Gauge(
     "coach_queue_depth",
     "Grading jobs that wait, per lane.",

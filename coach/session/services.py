@@ -12,7 +12,7 @@ from ..budget import Ungoverned
 if TYPE_CHECKING:
     from .. import config
     from ..budget import EndpointBudget, LocalLimits, UserLimits
-    from ..grading import Queue, Rubric
+    from ..grading import AtOnce, Queue, Rubric
     from ..ops import Costs, Flag, Flags
     from ..providers import Circuit, FirstTokens, Provider, Pseudonyms, Warmth
     from .auth import Authority
@@ -58,6 +58,8 @@ class Services:
     routes: Sequence[Route]
     """For feedback, in order of preference."""
     queue: Queue
+    at_once: AtOnce
+    """For whom the flag `queue` is off."""
     rubric: Rubric
     costs: Costs
     pacer: Pacer

@@ -18,6 +18,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, cast, final
 
 import attrs
@@ -40,7 +41,8 @@ from .wire import error_message
 
 if TYPE_CHECKING:
     from ..errors import Code
-    from ..grading import SubmissionState
+    from ..grading import Grade, SubmissionState
+    from ..ops import Flag
     from .auth import Identity
     from .registry import Sessions
     from .services import Services
@@ -391,31 +393,53 @@ class Session:
     ) -> wire.Grade | wire.Error:
         """Hand the essay in, say `grading`, and wait for what becomes of it."""
         submitted_at = trio.current_time()
-        async with self._services.limits_of(identity.user).reserve(
+        services, off = self._services, tuple(self._services.flags.off_for(identity.user))
+        for flag in off:
+            metrics.flag_off_submissions_total.labels(flag).inc()
+        submission = Submission(
+            id=message.submission,
+            user=identity.user,
+            org=identity.org,
+            assignment=message.assignment,
+            text=message.text,
+            lane="submission",
+            worker=services.worker,
+            session=self.id,
+        )
+        state: SubmissionState | None = None
+        async with services.limits_of(identity.user).reserve(
             user=identity.user, org=identity.org, tokens=0
         ) as reservation:
-            state = await self._services.queue.submit(
-                Submission(
-                    id=message.submission,
-                    user=identity.user,
-                    org=identity.org,
-                    assignment=message.assignment,
-                    text=message.text,
-                    lane="submission",
-                    worker=self._services.worker,
-                    session=self.id,
-                )
-            )
+            if "queue" not in off or await self._must_queue(submission):
+                state = await services.queue.submit(submission)
             reservation.settle(0)
             pending.is_taken_in = True
-            self.outbox.send(wire.Grading(submission=message.submission))
-        answer = _answer(state)
+            self.outbox.send(wire.Grading(submission=submission.id, flags_off=off))
+        answer = None if state is None else _answer(state)
         if answer is None:
-            self._services.costs.check_grading(identity.org)
-            answer = await self._await_answer(identity, message.submission, pending)
+            if state is None:
+                answer = await self._grade_at_once(submission, off)
+            else:
+                services.costs.check_grading(identity.org)
+                answer = await self._await_answer(identity, submission.id, pending)
             if isinstance(answer, wire.Grade):
                 metrics.score_seconds.observe(trio.current_time() - submitted_at)
         return answer
+
+    async def _must_queue(self, submission: Submission) -> bool:
+        """Whether it goes into the queue all the same: known there, or it waits for money."""
+        services = self._services
+        if services.costs.is_exhausted(submission.org):
+            return True
+        return await services.queue.get(submission.org, submission.id) is not None
+
+    async def _grade_at_once(self, submission: Submission, off: tuple[Flag, ...]) -> wire.Grade:
+        """Have it graded here and now: for whom the flag `queue` is off."""
+        late = wire.Grading(submission=submission.id, delayed=True, flags_off=off)
+        grade = await self._services.at_once.grade(
+            submission, off=off, on_late=partial(self.outbox.send, late)
+        )
+        return _graded(submission.id, grade)
 
     async def _await_answer(
         self, identity: Identity, submission: str, pending: _Pending
@@ -468,9 +492,7 @@ class _Pending:
 def _answer(state: SubmissionState) -> wire.Grade | wire.Error | None:
     """What the student is told of a submission that has come to an end; None: it has not."""
     if state.grade is not None:
-        return msgspec.convert(
-            {"submission": state.id, **msgspec.to_builtins(state.grade)}, wire.Grade
-        )
+        return _graded(state.id, state.grade)
     if state.failure is not None:
         return wire.Error(
             code=cast("Code", state.failure.code),
@@ -478,3 +500,7 @@ def _answer(state: SubmissionState) -> wire.Grade | wire.Error | None:
             submission=state.id,
         )
     return None
+
+
+def _graded(submission: str, grade: Grade) -> wire.Grade:
+    return msgspec.convert({"submission": submission, **msgspec.to_builtins(grade)}, wire.Grade)

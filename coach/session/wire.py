@@ -171,11 +171,16 @@ class Done(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
 
 
 class Grading(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
-    """The submission is on disk and waits for, or is with, a grader."""
+    """The submission is on disk and waits for, or is with, a grader.
+
+    Where `queue` is among `flags_off` it is being graded, and on disk when it is `grade`d.
+    """
 
     submission: str
     delayed: bool = False
     """It takes longer than it should: too few judges answer just now."""
+    flags_off: tuple[str, ...] = ()
+    """Rollout flags that are off for this user; absent where none is."""
 
 
 class CriterionScore(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ const SAFE = "Your essay has arrived and is safe. You may close this page: the g
  * Say how far the essay has come.
  *
  * @param {HTMLElement} element
- * @param {"on-its-way" | "queued" | "grading" | "delayed"} stage
+ * @param {"on-its-way" | "queued" | "grading" | "at-once" | "delayed"} stage
  * @param {number} position in the queue, 1 is next
  */
 export function showGrading(element, stage, position = 0) {
@@ -18,6 +18,7 @@ export function showGrading(element, stage, position = 0) {
     "on-its-way": ["Handing in…", "It is kept here, and is sent until it has arrived."],
     queued: [`Queued, position ${position}`, SAFE],
     grading: ["Grading…", `${SAFE} This takes a few seconds.`],
+    "at-once": ["Grading…", "This takes a few seconds. Keep this page open until it is done."],
     delayed: ["Still grading…", `${SAFE} It takes longer than usual.`],
   }[stage];
   element.hidden = false;

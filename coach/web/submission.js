@@ -70,9 +70,12 @@ export class Submission {
       showGrading(this.#page.grade, "queued", message.position);
       this.#announcer.say(`Your essay is in the queue, position ${message.position}.`, "grade");
     } else if (message.type === "grading") {
-      showGrading(this.#page.grade, message.delayed ? "delayed" : "grading");
+      // without the queue nothing is on disk before the grade is: then it is not called safe
+      const isKept = !message.flags_off?.includes("queue");
+      const isLate = isKept && message.delayed;
+      showGrading(this.#page.grade, isLate ? "delayed" : isKept ? "grading" : "at-once");
       this.#announcer.say(
-        message.delayed
+        isLate
           ? "Grading takes longer than usual. Your essay is safe."
           : "Your essay is handed in and being graded.",
         "grade",

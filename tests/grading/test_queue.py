@@ -601,9 +601,40 @@ async def job_of(redis: Redis, id_: str) -> bytes:
     return job
 
 
+# -- grades that were never in the queue --------------------------------------------------------
+
+
+async def test_a_grade_made_without_the_queue_is_kept_beside_the_others(tmp_path: Path) -> None:
+    """It is found like any other, handed in again it is known, and no grader hears of it."""
+    grade = attrs.evolve(GRADE, seconds=2.0)
+    async with open_test_queue(tmp_path) as (queue, redis):
+        assert await queue.keep(essay(), grade)
+        state = await queue.get("school", "s1")
+        assert state is not None
+        assert (state.status, state.user, state.grade) == ("graded", "ann", grade)
+        again = await queue.submit(essay())
+        assert again.grade == grade
+        with pytest.raises(Conflict):
+            await queue.submit(essay(text="Another one."))
+        assert await queue.claim(0, LANES) is None
+        assert await redis.ttl("submission:{0}:s1") > 0
+        assert await broken_invariants(redis) == []
+
+
+async def test_a_grade_made_without_the_queue_changes_no_submission_that_is_in_it(
+    tmp_path: Path,
+) -> None:
+    async with open_test_queue(tmp_path) as (queue, _):
+        await queue.submit(essay())
+        assert not await queue.keep(essay(), GRADE)
+        claim = await take(queue)
+        assert await queue.finish(claim, GRADE) is not None
+
+
 # -- scripts refuse before they write ----------------------------------------------------------
 
 SUBMIT = ["a", "u", "o", "", "", "d", 1, "", "", 60, 10, 10, 1, "grade", ""]
+KEEP = ["a", "u", "o", "", "", "d", 1, "grade", "", "{}", 0, 60]
 FAIL = ["a", 1, 0, 1, 5, "c", "m", "r", 60]
 
 
@@ -646,6 +677,14 @@ BAD_CALLS: list[tuple[str, list[Any], str]] = [
     ("queue_submit", changed(SUBMIT, 12, 0), "org_depth_max"),
     ("queue_submit", changed(SUBMIT, 13, 101), "weight"),
     ("queue_submit", changed(SUBMIT, 14, ""), "kind"),
+    ("queue_keep", changed(KEEP, 1, ""), "id"),
+    ("queue_keep", changed(KEEP, 3, ""), "org"),
+    ("queue_keep", changed(KEEP, 6, ""), "digest"),
+    ("queue_keep", changed(KEEP, 7, 3), "lane"),
+    ("queue_keep", changed(KEEP, 8, ""), "kind"),
+    ("queue_keep", changed(KEEP, 10, ""), "grade"),
+    ("queue_keep", changed(KEEP, 11, -1), "took_ms"),
+    ("queue_keep", changed(KEEP, 12, 0), "ttl_s"),
 ]
 
 

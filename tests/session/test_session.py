@@ -14,6 +14,7 @@ from structlog.typing import EventDict
 from trio_websocket import ConnectionClosed, wrap_client_stream
 from wsproto.events import Pong
 
+from coach import config
 from coach.errors import Overloaded, ProviderUnavailable, RateLimited
 from coach.grading import Failure
 from coach.ops import metrics
@@ -729,13 +730,21 @@ async def test_a_slow_reader_is_shed_and_nobody_else_notices(logs: list[EventDic
     assert world.balanced
 
 
-@pytest.mark.parametrize("settle_s", [0.0, 0.5])
-async def test_cancelled_at_every_step_a_session_gives_everything_back(settle_s: float) -> None:
-    """A session with a running turn, one that is replaced, and a submission."""
+@pytest.mark.parametrize(("settle_s", "queue"), [(0.0, 100), (0.5, 100), (0.5, 0)])
+async def test_cancelled_at_every_step_a_session_gives_everything_back(
+    settle_s: float, queue: int
+) -> None:
+    """A session with a running turn, one that is replaced, and a submission, queued or not."""
     steps = 0
     while True:
         steps += 1
-        world = World(says("a", "b", pause_s=0.5), line=[(2, 0.3)], submit_s=0.2, settle_s=settle_s)
+        world = World(
+            says("a", "b", pause_s=0.5),
+            line=[(2, 0.3)],
+            submit_s=0.2,
+            settle_s=settle_s,
+            rollout=config.Rollout(queue=queue),
+        )
         near, far = wire_pair()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(act, near)
