@@ -11,6 +11,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import msgspec
 
 from .records import Usage
@@ -61,13 +62,27 @@ class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     improve_first: str
 
 
+@attrs.frozen
+class Problem:
+    """What is wrong with an answer."""
+
+    told: str
+    """To the judge: a sentence of ours. What the judge has said, an essay may have put into its
+    mouth, and here it would stand outside the essay's tags."""
+    said: str = ""
+    """To operators: what the judge has said."""
+
+    def __str__(self) -> str:
+        """For operators."""
+        return f"{self.told} ({self.said})" if self.said else self.told
+
+
 class InvalidAnswer(Exception):
     """The answer cannot be used."""
 
-    def __init__(self, problems: Sequence[str], *, evidence_missing: bool = False) -> None:
-        super().__init__("; ".join(problems))
+    def __init__(self, problems: Sequence[Problem], *, evidence_missing: bool = False) -> None:
+        super().__init__("; ".join(map(str, problems)))
         self.problems = tuple(problems)
-        """Written to the judge, one sentence each."""
         self.evidence_missing = evidence_missing
         """A quote does not stand in the essay."""
 
@@ -84,31 +99,37 @@ def check_answer(text: str, rubric: Rubric, essay: str) -> Answer:
       InvalidAnswer: it is not usable; with everything that is wrong with it, up to a bound.
     """
     if len(text.encode("utf-8", "replace")) > ANSWER_BYTES_MAX:
-        raise InvalidAnswer(["The answer is far too long."])
+        raise InvalidAnswer([Problem("The answer is far too long.")])
     try:
         said = msgspec.json.decode(text, type=_Said)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise InvalidAnswer([f"The answer is not JSON of the schema: {error}."]) from None
+        unreadable = Problem("The answer is not JSON of the schema.", str(error))
+        raise InvalidAnswer([unreadable]) from None
     haystack = normalise(essay)
     names = [criterion.name for criterion in rubric.criteria]
     problems = [
-        f"There is no criterion {name[:40]!r}." for name in said.criteria if name not in names
+        Problem("There is no such criterion as one that was judged.", repr(name[:40]))
+        for name in said.criteria
+        if name not in names
     ]
     evidence_missing = False
     criteria: dict[str, Judgement] = {}
     for criterion in rubric.criteria:
         judgement = said.criteria.get(criterion.name)
         if judgement is None:
-            problems.append(f"Criterion {criterion.name} is missing.")
+            problems.append(Problem(f"Criterion {criterion.name} is missing."))
             continue
         if not 0 <= judgement.band <= criterion.band_max:
             problems.append(
-                f"Criterion {criterion.name}: band {judgement.band} is not one of "
-                f"0 to {criterion.band_max}."
+                Problem(
+                    f"Criterion {criterion.name}: band {judgement.band} is not one of "
+                    f"0 to {criterion.band_max}."
+                )
             )
         if (problem := _evidence_problem(judgement.evidence, haystack)) is not None:
             evidence_missing = True
-            problems.append(f"Criterion {criterion.name}: {problem}")
+            told = f"Criterion {criterion.name}: {problem}"
+            problems.append(Problem(told, repr(judgement.evidence[:120])))
         criteria[criterion.name] = msgspec.structs.replace(
             judgement,
             evidence=judgement.evidence.strip(),
@@ -157,4 +178,4 @@ def _evidence_problem(quote: str, haystack: str) -> str | None:
     for candidate in (needle, needle.strip("\"'").strip(), needle.strip("\"'. ")):
         if candidate and candidate in haystack:
             return None
-    return f"the evidence {needle[:120]!r} does not stand in the essay."
+    return "the evidence does not stand in the essay."

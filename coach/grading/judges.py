@@ -6,7 +6,7 @@ usable answer counts. So one provider's death costs no judge.
 
 A judge gets one repair: told what is wrong with its answer, it may answer again. Then it is out
 for this attempt. The essay stands in the prompt as data between delimiters, never as instructions;
-what is told in a repair is ours, but for quotes, which lose their angle brackets.
+what is told in a repair is ours alone.
 
 Judges are worth their number as far as they err apart. What does most is another provider's model,
 so seats begin with one endpoint after the other (`seat_panel`); a further model of the same
@@ -42,7 +42,7 @@ from ..providers import (
     judge_prompt,
 )
 from ..store import RedisError
-from .answers import InvalidAnswer, check_answer
+from .answers import InvalidAnswer, Problem, check_answer
 from .ensemble import total
 from .records import Usage
 
@@ -368,7 +368,8 @@ class Judge:
 
     def _check(self, completion: Completion, essay: str) -> Answer:
         if completion.stop_reason == "max_tokens":
-            raise InvalidAnswer(["The answer was cut off at its length limit; be much shorter."])
+            problem = Problem("The answer was cut off at its length limit; be much shorter.")
+            raise InvalidAnswer([problem])
         return check_answer(completion.text, self._rubric, essay)
 
     async def _complete(self, attempt: _Attempt, prompt: Prompt) -> Completion:
@@ -585,14 +586,14 @@ class _Attempt:
             await race.wait_until(lambda: self.has_ended or race.is_decided)
 
 
-def _with_note(prompt: Prompt, problems: tuple[str, ...]) -> Prompt:
+def _with_note(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:
     """The same prompt, so that its cached beginning stays, with what was wrong at its end."""
-    lines = "\n".join(f"- {problem}" for problem in problems)
+    lines = "\n".join(f"- {problem.told}" for problem in problems)
     note = (
         "You answered this before, and your answer could not be used:\n"
         f"{lines}\n"
         "Answer again. Copy each evidence quote letter by letter from the essay."
-    ).translate({ord("<"): None, ord(">"): None})
+    )
     *earlier, last = prompt.messages
     last = attrs.evolve(last, blocks=(*last.blocks, Block(text=note)))
     return attrs.evolve(prompt, messages=(*earlier, last))

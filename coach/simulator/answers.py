@@ -50,11 +50,16 @@ class Plan:
     """What happens after the last delta in place of an orderly end."""
 
 
-def compose(request: Request, fault: FaultName | None) -> Text:
+def compose(request: Request, fault: FaultName | None, *, gullible: bool = False) -> Text:
     """Write the answer to a request; the same prompt gets the same answer."""
     if request.schema is None:
         return _pieces(feedback(request.last_user, request.system))
-    text = grade(request.last_user, request.schema, invent=fault == "invented_evidence")
+    text = grade(
+        request.last_user,
+        request.schema,
+        invent=fault == "invented_evidence",
+        gullible=gullible,
+    )
     return _pieces(text[: len(text) * 2 // 3] if fault == "broken_json" else text)
 
 

@@ -47,6 +47,7 @@ _QUOTED = re.compile(r"[\"“][^\"”\n]{2,300}[\"”]")
 _NUMBER = re.compile(r"\d+")
 _UNQUOTABLE = re.compile(r"[«»\"“”„‟‹›<>\ud800-\udfff]|[^\S \t\u00a0]")
 _FIRST_WORDS = re.compile(rf"(?:\S+\s+){{0,{QUOTE_WORDS_MAX - 1}}}\S+")
+_OPEN = re.compile(r"<(essay(?:-[0-9a-f]{1,32})?)>")
 _VOWEL = re.compile(r"[aeiouy]")
 _NO_WORD = re.compile(r"([a-z])\1\1|q[^u]|[^aeiouy]{6}")
 _VOWEL_SOUND = re.compile(r"[aeiou](?!ne\b|nce\b|ni|se|ur|u)|hour|honest|heir|honou?r")
@@ -147,16 +148,20 @@ class Essay:
 
 
 def essay_in(prompt: str) -> str:
-    """The essay of a prompt: between the last `<essay>` and the `</essay>` after it.
+    """The essay of a prompt: see `parts_of`; a prompt without tags is taken to be the essay."""
+    return parts_of(prompt)[0]
 
-    A prompt without them is taken to be the essay.
+
+def parts_of(prompt: str) -> tuple[str, str]:
+    """The essay of a prompt, and what stands behind it.
+
+    The essay stands between the last `<essay>` or `<essay-mark>` and the end tag of the same mark.
     """
-    start = prompt.rfind("<essay>")
-    if start < 0:
-        return prompt.strip("\n")
-    start += len("<essay>")
-    end = prompt.find("</essay>", start)
-    return prompt[start : end if end >= 0 else len(prompt)].strip("\n")
+    tags = list(_OPEN.finditer(prompt))
+    if not tags:
+        return prompt.strip("\n"), ""
+    essay, _, behind = prompt[tags[-1].end() :].partition(f"</{tags[-1][1]}>")
+    return essay.strip("\n"), behind
 
 
 @lru_cache(maxsize=MEASURED_MAX)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from .essay import Essay, Facet, essay_in, measure
+from .essay import Essay, Facet, measure, parts_of
 from .facets import facet_of
 from .findings import Finding, findings, praises
 
@@ -35,7 +35,8 @@ def feedback(prompt: str, instructions: str = "") -> str:
       instructions: the system prompt, whose rubric gives the criteria their names.
     """
     labels = labels_in(instructions)
-    essay = measure(essay_in(prompt))
+    text, question = parts_of(prompt)
+    essay = measure(text)
     if not essay.words:
         return (
             f"[{labels['content']}] An empty page is a good place to begin. "
@@ -43,7 +44,7 @@ def feedback(prompt: str, instructions: str = "") -> str:
         )
     return "\n".join(
         f"[{labels[facet]}] «{quote}» {comment}" if quote else f"[{labels[facet]}] {comment}"
-        for facet, quote, comment in _comments(essay, _question_in(prompt))
+        for facet, quote, comment in _comments(essay, question.lower())
     )
 
 
@@ -67,12 +68,6 @@ def next_step(essay: Essay) -> str:
     step = found[0].step
     where = f" Begin at «{found[0].quote}»." if found[0].quote else ""
     return f"{step[0].upper()}{step[1:]}{where}"
-
-
-def _question_in(prompt: str) -> str:
-    """What stands behind the essay: the request, with the student's own question."""
-    _, tag, question = prompt.rpartition("</essay>")
-    return question.lower() if tag else ""
 
 
 def _comments(essay: Essay, question: str) -> list[tuple[Facet, str, str]]:

@@ -17,6 +17,7 @@ from .essay import FACETS, Essay, Facet, essay_in, measure, scores
 from .facets import facet_of
 from .feedback import next_step
 from .findings import findings, praises
+from .gullible import ordered
 
 DEPTH_MAX: Final = 24
 PARTS_MAX: Final = 2_000
@@ -30,19 +31,25 @@ _NUMBERS = re.compile(r"(-?\d{1,6})\s*(?:to|-|–|…|\.\.|and)\s*(\d{1,6})")
 _INVENTED: Final = "as the author goes on to prove beyond doubt"
 
 
-def grade(prompt: str, schema: Mapping[str, Any], *, invent: bool = False) -> str:
+def grade(
+    prompt: str, schema: Mapping[str, Any], *, invent: bool = False, gullible: bool = False
+) -> str:
     """Grade the essay in a prompt.
 
     Args:
       prompt: the essay between its tags.
       schema: of the answer, as structured outputs take it.
       invent: quote what is not in the essay.
+      gullible: obey what the prompt says of the grade outside its essay (gullible.py).
 
     Returns:
       JSON that the schema permits.
     """
     text = essay_in(prompt)
-    examiner = _Examiner(measure(text), scores(text), schema, invent=invent)
+    facets = scores(text)
+    if gullible and (share := ordered(prompt)) is not None:
+        facets = dict.fromkeys(facets, share)
+    examiner = _Examiner(measure(text), facets, schema, invent=invent)
     return msgspec.json.encode(examiner.fill(schema, ())).decode()
 
 

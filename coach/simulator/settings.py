@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     context_tokens_max: Annotated[Count, "longest prompt"] = 200_000
     api_key: Annotated[str | None, "the only key accepted; absent: any"] = None
     seed: Annotated[int, "of every random choice"] = 0
+    gullible: Annotated[bool, "judges obey what they read outside the essay's tags"] = False
     feedback_events_min: Annotated[
         Count, "repeat feedback until it has that many deltas: for measurements"
     ] = 1

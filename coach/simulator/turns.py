@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from .account import Account
-from .answers import NOTHING, Plan, compose, lengthened, limited, plan_stream
+from .answers import NOTHING, Plan, Text, compose, lengthened, limited, plan_stream
 from .cache import CachePlan
 from .dialect import Request, Shape, Usage
 from .exchange import Exchange
@@ -75,6 +75,9 @@ class Turn(Timer):
             headers.append((b"content-length", b"%d" % length))
         self.exchange.start(200, [*headers, *self.account.limits_headers()])
         self.account.cache.commit(self.cache_plan, self.account.clock())
+
+    def _composed(self) -> Text:
+        return compose(self.request, self.fault, gullible=self.account.settings.gullible)
 
     def _shape(self) -> Shape:
         dialect = self.account.dialect
@@ -145,7 +148,7 @@ class StreamedTurn(Turn):
     def _open(self, now: float) -> None:
         """Headers and the events before the first delta; then pings while that is late."""
         if self._plan is None:
-            text = compose(self.request, self.fault)
+            text = self._composed()
             if self.request.schema is None:
                 text = lengthened(text, self.account.settings.feedback_events_min)
             self._plan = plan = plan_stream(self.request, text, self._shape(), self.fault)
@@ -180,7 +183,7 @@ class WholeTurn(Turn):
 
     def _begin(self, now: float) -> None:
         account, request = self.account, self.request
-        text, stop_reason = limited(compose(request, self.fault), request.output_tokens_max)
+        text, stop_reason = limited(self._composed(), request.output_tokens_max)
         if self.fault == "filtered":
             text, stop_reason = NOTHING, "refusal"
         self._output_tokens = max(1, sum(text.tokens))

@@ -22,6 +22,7 @@ from coach.providers import (
     Provider,
     Usage,
 )
+from coach.simulator.essay import parts_of
 from tests.support.warmth import no_warmth
 
 RUBRIC = load_rubric()
@@ -43,8 +44,7 @@ def judged(
 
 def essay_in(prompt: Prompt) -> str:
     """The essay that a prompt asks about."""
-    text = "".join(block.text for block in prompt.messages[-1].blocks)
-    return text.rpartition("<essay>")[2].partition("</essay>")[0].strip()
+    return parts_of("".join(block.text for block in prompt.messages[-1].blocks))[0]
 
 
 Reply = str | Exception | float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,17 +36,35 @@ def test_all_but_the_draft_is_the_same_and_ends_in_cache_breakpoints() -> None:
     assert sum(block.cache for block in blocks) <= 4
 
 
-@given(st.text(st.sampled_from("</essay >ESSAY\n\u00a0x")))
+@given(st.text(st.sampled_from("</essay -0123456789abcdef>ESSAY\n\u00a0x")))
 def test_no_text_of_a_student_ends_the_essay(text: str) -> None:
     prompts = [
         feedback(text, focus=text, assignment=text),
         judge_prompt(rubric="r", assignment=text, essay=text, schema=None, output_tokens_max=10),
     ]
     for prompt in prompts:
-        whole = "\n".join(
-            block.text for message in prompt.messages for block in message.blocks
-        ).lower()
-        assert whole.count("<essay>") == whole.count("</essay>") == 1
+        essay, *others = (block.text for block in prompt.messages[-1].blocks)
+        opened, body, closed = essay.partition("\n")[0], essay[17:-18], essay.rpartition("\n")[2]
+        assert re.fullmatch(r"<essay-[0-9a-f]{8}>", opened)
+        assert closed == opened.replace("<", "</")
+        assert len(body) == len(text)
+        assert opened[7:-1] not in body
+        for other in (body, *others, prompt.system[-1].text):
+            assert not re.search(r"<\s*/?\s*essay\b", other, re.IGNORECASE)
+
+
+def test_the_mark_is_another_where_the_text_holds_it_however_written() -> None:
+    def mark(text: str) -> str:
+        return feedback(text).messages[-1].blocks[0].text[7:15]
+
+    first = mark("")
+    assert mark("") == first
+    # a text that holds its own mark cannot be written down, but its neighbours' can
+    texts = [f"{number:08x}"[:8] for number in range(64)]
+    spread = "".join(texts)
+    assert mark(spread) not in spread
+    wide = "".join(chr(ord(digit) + 0xFEE0) for digit in spread)
+    assert mark(wide) not in spread
 
 
 def test_no_block_is_empty_and_the_same_prompt_gives_the_same_bytes() -> None:
