@@ -366,14 +366,31 @@ async def _assignments() -> Response:
 
 @app.get("/api/submissions/<submission>")
 async def _submission(submission: str) -> dict[str, Any]:
+    """What has become of an essay; for its author, and for educators of the org."""
     identity = await _caller()
     state = await app.opened().backend.queue.get(identity.org, submission)
-    if state is None or state.user != identity.user:
+    is_theirs = (
+        state is not None and state.user == identity.user and state.kind == "grade"
+    ) or identity.role == "educator"
+    if state is None or not is_theirs:
         raise Forbidden("you have no submission of this id")
+    failure = state.failure
     return {
         "submission": submission,
+        "user": state.user,
         "status": state.status,
+        "submitted_at": state.submitted_at,
+        "place": state.place,
+        "retry_at": state.retry_at,
         "grade": None if state.grade is None else attrs.asdict(state.grade),
+        "failure": None
+        if failure is None
+        else {
+            "code": failure.code,
+            "message": failure.message,
+            "attempts": failure.attempts,
+            "can_retry": failure.can_retry,
+        },
     }
 
 

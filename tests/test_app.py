@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -165,16 +166,47 @@ async def test_a_submission_is_shown_to_its_author_only(tmp_path: Path) -> None:
             assert (await client.get(path, headers=headers)).status_code == 403
         mine = served.bearer()
         assert (await client.get("/api/submissions/none", headers=mine)).status_code == 403
-        queued = {"submission": "s-1", "status": "queued", "grade": None}
-        assert await answer(path, mine) == (200, queued)
+        status, queued = await answer(path, mine)
+        assert status == 200
+        assert abs(queued.pop("submitted_at") - time.time()) < 60
+        waiting = {"submission": "s-1", "user": "ana", "grade": None, "failure": None}
+        assert queued == {**waiting, "status": "queued", "place": 1, "retry_at": None}
+        educator = served.bearer("eva", role="educator")
+        assert (await client.get(path, headers=educator)).status_code == 200
+        elsewhere = served.bearer("eva", "other", role="educator")
+        assert (await client.get(path, headers=elsewhere)).status_code == 403
 
         claim = await queue.claim(queue.shard("demo"), ["submission"])
         assert claim is not None
         assert not isinstance(claim, float)
-        assert await answer(path, mine) == (200, {**queued, "status": "grading"})
+        _, running = await answer(path, mine)
+        assert (running["status"], running["place"]) == ("grading", None)
         await queue.finish(claim, GRADE)
-        graded = {**queued, "status": "graded", "grade": as_json(GRADE)}
-        assert await answer(path, mine) == (200, graded)
+        _, graded = await answer(path, mine)
+        assert (graded["status"], graded["grade"]) == ("graded", as_json(GRADE))
+
+
+async def test_a_submission_that_fails_says_why_and_whether_trying_again_helps(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as served:
+        queue, mine = served.parts.backend.queue, served.bearer()
+        for id_ in ("s-1", "s-2", "s-3"):
+            await queue.submit(
+                Submission(id=id_, user="ana", org="demo", assignment="", text="It was calm.")
+            )
+        assert (await answer("/api/submissions/s-3", mine))[1]["place"] == 3
+        for failed in ({"final": True}, {"hopeless": True}, {"delay_s": 60.0}):
+            claim = await queue.claim(queue.shard("demo"), ["submission"])
+            assert isinstance(claim, Claim)
+            await queue.fail(claim, reason="for operators", message="not now", **failed)  # type: ignore[arg-type]
+        told = [(await answer(f"/api/submissions/s-{n}", mine))[1] for n in (1, 2, 3)]
+        assert [each["status"] for each in told] == ["failed", "failed", "queued"]
+        failure = {"code": "provider_unavailable", "message": "not now", "attempts": 1}
+        assert told[0]["failure"] == {**failure, "can_retry": True}
+        assert told[1]["failure"] == {**failure, "can_retry": False}
+        assert told[2]["place"] is None
+        assert 50 < told[2]["retry_at"] - time.time() < 70
 
 
 async def test_operators_see_all_bills_and_educators_their_own(tmp_path: Path) -> None:

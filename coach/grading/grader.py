@@ -363,7 +363,7 @@ class _Grader:
             reason="; ".join([*map(str, outs), *late]),
             counted="failed" in kinds,
             # One hopeless judge of several may leave a quorum for another time.
-            final=kinds == {"hopeless"},
+            hopeless=kinds == {"hopeless"},
             delay_s=max(waits) if waits and kinds == {"away"} else None,
         )
 
@@ -405,6 +405,7 @@ class _Grader:
         code: Code = "provider_unavailable",
         counted: bool = True,
         final: bool = False,
+        hopeless: bool = False,
         delay_s: float | None = None,
     ) -> None:
         message = "the essay could not be graded"
@@ -419,6 +420,7 @@ class _Grader:
                         message=message,
                         counted=counted,
                         final=final,
+                        hopeless=hopeless,
                         delay_s=delay_s,
                     )
                 )

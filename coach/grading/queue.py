@@ -314,13 +314,17 @@ class Queue:
         reply = await run(self._redis, "queue_state", shard, submission, record=submission)
         if not reply or reply[2].decode() != org:
             return None
-        status, user, _, submitted_ms, grade, code, message, reason, failures = reply
+        status, user, _, submitted_ms, grade, code, message, reason, failures, *rest = reply
+        kind, hopeless, place, due_ms = rest
         return SubmissionState(
             id=submission,
             user=user.decode(),
             org=org,
             status=_STATUS[status],
+            kind=kind.decode(),
             submitted_at=int(submitted_ms) / 1000,
+            place=place or None,
+            retry_at=due_ms / 1000 if due_ms else None,
             grade=msgspec.json.decode(grade, type=Grade) if status == b"graded" else None,
             failure=(
                 Failure(
@@ -328,6 +332,7 @@ class Queue:
                     message=message.decode(),
                     reason=reason.decode(),
                     attempts=int(failures),
+                    can_retry=hopeless != b"1",
                 )
                 if status == b"failed"
                 else None
@@ -467,6 +472,7 @@ class Queue:
         message: str = "the essay could not be graded",
         counted: bool = True,
         final: bool = False,
+        hopeless: bool = False,
         delay_s: float | None = None,
     ) -> Failed | None:
         """Put the job off, or give it up when it has failed too often. Repeating it is harmless.
@@ -481,6 +487,7 @@ class Queue:
           message: to the student, then.
           counted: whether it counts; False where the work could not even be tried.
           final: give it up now: another attempt would fail alike.
+          hopeless: and so would any later one of the same essay; it is given up now.
           delay_s: until the next attempt; None: exponential back-off with full jitter
             (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
 
@@ -494,12 +501,13 @@ class Queue:
             "queue_fail",
             claim,
             min(round(delay_s * 1000), _DAY_S * 1000),
-            int(counted or final),
-            1 if final else self._failures_max,
+            int(counted or final or hopeless),
+            1 if final or hopeless else self._failures_max,
             code,
             message,
             reason[:500],
             self._ttl_s,
+            int(hopeless),
         )
         if reply[0] == b"lost":
             return None

@@ -111,6 +111,8 @@ class Failure:
     """To the operator."""
     attempts: int
     """Failed attempts that counted."""
+    can_retry: bool = True
+    """Whether the same essay may fare better another time."""
 
 
 @attrs.frozen(kw_only=True)
@@ -121,8 +123,13 @@ class SubmissionState:
     user: str
     org: str
     status: Status
+    kind: str = "grade"
     submitted_at: float = 0.0
     """Seconds since the epoch, on Redis' clock."""
+    place: int | None = None
+    """1 is the next; None: it does not wait for a grader now."""
+    retry_at: float | None = None
+    """When it will be tried again after a failure; seconds since the epoch."""
     grade: Grade | None = None
     """Present exactly when `status` is `graded`."""
     failure: Failure | None = None

@@ -364,7 +364,7 @@ async def test_a_failed_job_waits_then_comes_back_until_it_is_dead(tmp_path: Pat
         assert state is not None
         assert state.status == "failed"
         assert state.failure is not None
-        assert attrs.astuple(state.failure) == ("internal", "sorry", "no 3", 3)
+        assert attrs.astuple(state.failure) == ("internal", "sorry", "no 3", 3, True)
         assert (await queue.statistics()).dead == 1
         assert (await queue.submit(essay())).status == "failed"
         assert await broken_invariants(redis) == []
@@ -635,7 +635,7 @@ async def test_a_grade_made_without_the_queue_changes_no_submission_that_is_in_i
 
 SUBMIT = ["a", "u", "o", "", "", "d", 1, "", "", 60, 10, 10, 1, "grade", ""]
 KEEP = ["a", "u", "o", "", "", "d", 1, "grade", "", "{}", 0, 60]
-FAIL = ["a", 1, 0, 1, 5, "c", "m", "r", 60]
+FAIL = ["a", 1, 0, 1, 5, "c", "m", "r", 60, 0]
 
 
 def changed(args: list[Any], at: int, value: Any) -> list[Any]:
@@ -657,6 +657,7 @@ BAD_CALLS: list[tuple[str, list[Any], str]] = [
     ("queue_fail", changed(FAIL, 4, 2), "counted"),
     ("queue_fail", changed(FAIL, 5, 0), "failures_max"),
     ("queue_fail", changed(FAIL, 9, 0.5), "ttl_s"),
+    ("queue_fail", changed(FAIL, 10, 2), "hopeless"),
     ("queue_promote", [257, 10, 10], "count_max"),
     ("queue_promote", [1, 0, 10], "retry_per_s"),
     ("queue_promote", [1, 10, 0], "retry_burst"),

@@ -13,6 +13,7 @@ ARGV[6]  code          what the student's program is told when it is dead
 ARGV[7]  message       what the student is told then
 ARGV[8]  reason        what the operator is told
 ARGV[9]  ttl_s         integer, 1..2^31: how long record and dead letter are kept
+ARGV[10] hopeless      0 or 1: the same essay would fail again
 
 Returns  {"delayed", failures}
          {"dead", failures, worker, session, user}        given up now
@@ -23,6 +24,7 @@ Errors   COACH_BADARG <name>. Nothing has been written.
 local id, attempt = ARGV[1], ARGV[2]
 local delay_ms, counted = tonumber(ARGV[3]), tonumber(ARGV[4])
 local failures_max, ttl_s = tonumber(ARGV[5]), tonumber(ARGV[9])
+local hopeless = tonumber(ARGV[10])
 
 if not is_int_in(delay_ms, 0, 86400000) then
   return redis.error_reply("COACH_BADARG delay_ms")
@@ -35,6 +37,9 @@ if not is_int_in(failures_max, 1, 1000) then
 end
 if not is_int_in(ttl_s, 1, 2147483648) then
   return redis.error_reply("COACH_BADARG ttl_s")
+end
+if not is_int_in(hopeless, 0, 1) then
+  return redis.error_reply("COACH_BADARG hopeless")
 end
 
 local to = redis.call("HMGET", record, "worker", "session", "user", "status", "attempt", "failures")
@@ -68,7 +73,7 @@ end
 redis.call("ZADD", dead, int(now_ms), id)
 redis.call("ZREM", open, id)
 redis.call("HSET", record, "status", "failed", "attempt", attempt, "code", ARGV[6],
-  "message", ARGV[7], "failures", int(job.failures), "ended_ms", int(now_ms))
+  "message", ARGV[7], "failures", int(job.failures), "hopeless", hopeless, "ended_ms", int(now_ms))
 redis.call("EXPIRE", record, ttl_s)
 note("dead", job.lane)
 return { "dead", job.failures, to[1], to[2], to[3] }

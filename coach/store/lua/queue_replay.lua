@@ -50,7 +50,7 @@ if was == "dead" then
   write_job(job)
   redis.call("ZADD", open, int(job.lane * LANE + job.arrival), id)
   redis.call("HSET", record, "status", "open")
-  redis.call("HDEL", record, "code", "message", "failures", "ended_ms", "attempt")
+  redis.call("HDEL", record, "code", "message", "failures", "hopeless", "ended_ms", "attempt")
   redis.call("EXPIRE", record, ttl_s)
 end
 redis.call("ZREM", dead, id)
