@@ -199,7 +199,7 @@ async def test_a_submission_that_fails_says_why_and_whether_trying_again_helps(
         for failed in ({"final": True}, {"hopeless": True}, {"delay_s": 60.0}):
             claim = await queue.claim(queue.shard("demo"), ["submission"])
             assert isinstance(claim, Claim)
-            await queue.fail(claim, reason="for operators", message="not now", **failed)  # type: ignore[arg-type]
+            await queue.fail(claim, reason="for operators", message="not now", **failed)
         told = [(await answer(f"/api/submissions/s-{n}", mine))[1] for n in (1, 2, 3)]
         assert [each["status"] for each in told] == ["failed", "failed", "queued"]
         failure = {"code": "provider_unavailable", "message": "not now", "attempts": 1}
