@@ -369,11 +369,11 @@ class Grading(Section, frozen=True, kw_only=True):
     """Share of grades that a person is to look at, whatever the judges said."""
     concurrency: Count = 16
     """Grades one grader process works on at once."""
-    lease_s: Seconds = 10.0
+    lease_s: Annotated[float, Meta(ge=0.1, le=600)] = 10.0
     heartbeat_s: Seconds = 3.0
     attempts_max: Count = 5
-    retry_base_s: Seconds = 0.5
-    retry_s_max: Seconds = 30.0
+    retry_base_s: Annotated[float, Meta(gt=0, le=86_400)] = 0.5
+    retry_s_max: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
     retry_per_s: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
     """The retry budget of a shard: so many begin in a second, after `retry_burst` at once."""
     retry_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 50

@@ -67,13 +67,13 @@ class Opened:
 
 @asynccontextmanager
 async def opened(
-    tmp_path: Path, *, redis_wait_s: float = 1.0, **sections: object
+    tmp_path: Path, **sections: object
 ) -> AsyncIterator[Opened]:
     """The application's parts, as its lifespan opens them."""
     async with open_embedded(tmp_path) as redis:
         settings = config.Settings(
             data_dir=str(tmp_path),
-            redis=config.Redis(url=redis.url, wait_s=redis_wait_s),
+            redis=config.Redis(url=redis.url, wait_s=1.0),
             provider=(PROVIDER,),
             **sections,  # type: ignore[arg-type]
         )
@@ -300,10 +300,13 @@ async def test_assignments_are_those_of_the_rubric(tmp_path: Path) -> None:
 
 
 async def test_without_redis_a_request_is_told_when_to_come_again(tmp_path: Path) -> None:
-    async with opened(tmp_path, redis_wait_s=0.2) as served:
+    async with opened(tmp_path) as served:
         mine = served.bearer()
-        os.kill(served.redis.pid, signal.SIGKILL)
-        refused = await app.test_client().get("/api/submissions/s-1", headers=mine)
+        os.kill(served.redis.pid, signal.SIGSTOP)
+        try:
+            refused = await app.test_client().get("/api/submissions/s-1", headers=mine)
+        finally:
+            os.kill(served.redis.pid, signal.SIGCONT)
         assert refused.status_code == 503
         assert refused.headers["Retry-After"] == "2"
         assert (await refused.get_json())["code"] == "overloaded"

@@ -426,7 +426,8 @@ class Student:
     async def _hand_in(self, essay: Essay, submission: str) -> None:
         """As soon as there is a network, which is then kept: what comes back belongs to it."""
         self._handing_in = True
-        await self._until(lambda: self._link is not None)
+        # a link whose time is up still stands there until its listener has noticed
+        await self._until(lambda: self._link is not None and not self._link.patience.cancel_called)
         link = self._link
         assert link is not None
         link.patience.deadline = math.inf

@@ -11,8 +11,14 @@ import trio
 
 from coach.errors import ConfigurationError
 from coach.simulator.conversation import Tally
-from coach.simulator.corpus import load_essays
-from coach.simulator.writers import Plan, check_loopback, check_reachable, simulate
+from coach.simulator.corpus import Essay, load_essays
+from coach.simulator.writers import (
+    Plan,
+    Student,
+    check_loopback,
+    check_reachable,
+    simulate,
+)
 from tests.support.fake_coach import FakeCoach, open_fake_coach
 
 real_time = pytest.mark.real_time
@@ -150,6 +156,26 @@ async def test_a_flaky_phone_comes_back_and_hands_in_what_was_typed_meanwhile(
     for said in coach.said("draft"):
         assert any(len(said["text"]) <= len(text) + 20 for text in texts)
     assert coach.said("draft")
+
+
+@real_time
+async def test_a_phone_that_loses_its_network_as_it_hands_in_does_so_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection still stands there, for a moment, and would take the essay down with it."""
+    monkeypatch.setattr("coach.simulator.habits.OFFLINE_S", (0.05, 0.1))
+    hand_in = Student._hand_in
+
+    async def lose_and_hand_in(student: Student, essay: Essay, submission: str) -> None:
+        assert student._link is not None
+        student._link.patience.cancel()
+        await hand_in(student, essay, submission)
+
+    monkeypatch.setattr(Student, "_hand_in", lose_and_hand_in)
+    async with open_fake_coach(FakeCoach(**BRISK)) as coach:
+        report = await simulate(plan(coach))
+    assert report.ok, report.as_dict()
+    assert report.tally.reconnects == report.tally.graded == 3
 
 
 @real_time
