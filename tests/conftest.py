@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import HealthCheck, settings
 from trio.testing import MockClock
 
+TESTS = Path(__file__).parent
 GUARD_S = 86_400.0
 REAL_GUARD_S = 90.0
+STACKS = ("system/", "web/", "commands/", "test_cli.py", "test_demo.py", "test_supervisor.py")
+"""Tests that start many processes each: where several tests run at once, one of these does."""
 
 # Speed is the business of scripts/bench. In a fresh clone the first use of st.text() builds
 # hypothesis' tables of Unicode, which takes over a second.
 settings.register_profile("coach", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("coach")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that start stacks together, in one process after another."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(STACKS):
+            item.add_marker(pytest.mark.xdist_group("stacks"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -66,9 +66,7 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(
-    tmp_path: Path, **sections: object
-) -> AsyncIterator[Opened]:
+async def opened(tmp_path: Path, **sections: object) -> AsyncIterator[Opened]:
     """The application's parts, as its lifespan opens them."""
     async with open_embedded(tmp_path) as redis:
         settings = config.Settings(
