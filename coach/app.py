@@ -32,7 +32,7 @@ from .backend import Backend, benches_of, open_backend
 from .bridge import bridge, run_sampler
 from .budget import LocalLimits, open_user_limits
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
-from .grading import AtOnce, Calibrations, Desk, Latencies, Reviews
+from .grading import AtOnce, Calibrations, Desk, Latencies, Reviews, delivery_desk
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
@@ -283,6 +283,12 @@ async def _sample_shared(backend: Backend) -> None:
         metrics.queue_history.pickup[lane] = _histogram(latencies)
     for lane, latencies in counts.total.items():
         metrics.queue_history.total[lane] = _histogram(latencies)
+    if app.settings.webhooks.to:
+        deliveries = await delivery_desk(backend.redis, app.settings).queue.statistics()
+        metrics.webhook_jobs.labels("announced").set(await backend.queue.outbox())
+        metrics.webhook_jobs.labels("ready").set(sum(deliveries.ready.values()))
+        for state in ("delayed", "leased", "dead"):
+            metrics.webhook_jobs.labels(state).set(getattr(deliveries, state))
     for endpoint in backend.endpoints:
         budget = await endpoint.budget.statistics()
         circuit = endpoint.circuit.statistics()

@@ -152,7 +152,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
             redis=redis,
             pool=pool,
             endpoints=tuple(endpoints),
-            queue=Queue(redis, settings.grading),
+            queue=Queue(redis, settings.grading, announces=settings.webhooks.wants),
             rubric=rubric,
             costs=costs,
             pseudonyms=Pseudonyms(settings.auth.secret or ""),

@@ -33,6 +33,7 @@ cli.add_typer(commands.costs.cli, name="costs")
 cli.add_typer(commands.limits.cli, name="limits")
 cli.add_typer(commands.queue.cli, name="queue")
 cli.add_typer(commands.quota.cli, name="quota")
+cli.add_typer(commands.webhooks.cli, name="webhooks")
 cli.command()(commands.evaluate.evaluate)
 cli.add_typer(commands.calibrate.cli, name="calibrate")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from base64 import b64decode
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
@@ -396,6 +397,73 @@ class Grading(Section, frozen=True, kw_only=True):
     )
 
 
+class Webhook(Section, frozen=True, kw_only=True):
+    """An integrator's server that hears how essays end."""
+
+    name: Name
+    """What metrics, logs and waiting deliveries call it."""
+    url: str
+    secret: str
+    """Signs what is sent: `whsec_` and the base64 of 24 to 64 random bytes."""
+    previous_secret: str | None = None
+    """Signs as well, while the receiver changes over from it."""
+    org: Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9_.@-]{0,63})$")] = "*"
+    """Whose essays; `*`: everybody's."""
+    events: Annotated[
+        tuple[Literal["submission.graded", "submission.failed"], ...], Meta(min_length=1)
+    ] = ("submission.graded", "submission.failed")
+
+    def __post_init__(self) -> None:
+        """Refuse an address that would show essays' grades to others, and what is no secret."""
+        url = urlsplit(self.url)
+        local = url.scheme == "http" and url.hostname in LOOPBACK
+        if not url.hostname or not (url.scheme == "https" or local):
+            raise ValueError(
+                f"webhook {self.name}: url must be https://host[:port]/path, or http:// for a "
+                "server on this machine (127.0.0.1)"
+            )
+        if any(not 24 <= len(key) <= 64 for key in self.keys):
+            raise ValueError(
+                f"webhook {self.name}: a secret is whsec_ and the base64 of 24 to 64 bytes: "
+                "echo whsec_$(head -c 32 /dev/urandom | base64)"
+            )
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """What signs, the current one first; an empty one where it is no base64."""
+        texts = (self.secret, self.previous_secret)
+        return tuple(_secret_bytes(text) for text in texts if text is not None)
+
+
+def _secret_bytes(text: str) -> bytes:
+    try:
+        return b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return b""
+
+
+class Webhooks(Section, frozen=True, kw_only=True):
+    """How integrators' servers are told, and for how long it is tried."""
+
+    to: tuple[Webhook, ...] = ()
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 8
+    """Deliveries that one grader process has under way at once."""
+    timeout_s: Annotated[float, Meta(ge=1, le=60)] = 15.0
+    """How long a server may take to answer."""
+    attempts_max: Annotated[int, Meta(ge=1, le=1_000)] = 20
+    """Failures after which a delivery is a dead letter; with the figures below, after a day."""
+    retry_base_s: Seconds = 5.0
+    retry_s_max: Annotated[float, Meta(gt=0, le=86_400)] = 21_600.0
+    depth_max: Count = 10_000
+    """Deliveries of a shard that may be unfinished; news beyond it waits before them."""
+    keep_days: Count = 7
+    """How long deliveries and dead letters are kept."""
+
+    def wants(self, org: str) -> bool:
+        """Whether somebody hears of an org's essays."""
+        return any(each.org in ("*", org) for each in self.to)
+
+
 class Rollout(Section, frozen=True, kw_only=True):
     """For how many users of a hundred a part of coach is used instead of the usual way."""
 
@@ -430,6 +498,7 @@ class Settings(Section, frozen=True, kw_only=True):
     cache: Cache = Cache()
     failover: Failover = Failover()
     grading: Grading = Grading()
+    webhooks: Webhooks = Webhooks()
     rollout: Rollout = Rollout()
     prices: Prices = Prices()
     costs: Costs = Costs()
@@ -537,6 +606,9 @@ def _check(settings: Settings) -> None:
     if settings.failover.first_token_s_min > settings.failover.first_token_s_max:
         raise ConfigurationError("failover.first_token_s_min is above failover.first_token_s_max")
     _check_grading(settings.grading)
+    hooks = [webhook.name for webhook in settings.webhooks.to]
+    if len(set(hooks)) != len(hooks):
+        raise ConfigurationError("webhooks.to: two webhooks have the same name")
 
 
 def _check_grading(grading: Grading) -> None:

@@ -15,6 +15,7 @@ from .grading import (
     Hours,
     Judge,
     Reviews,
+    run_courier,
     run_grader,
     seat_panel,
     work_within,
@@ -39,10 +40,16 @@ async def run_graders(settings: config.Settings, *, hours: Hours | None = None) 
         calibrations = Calibrations(backend.rubric)
         await nursery.start(calibrations.run, backend.redis)
         grade = partial(_grade, backend, settings.grading, calibrations)
-        if hours is None:
-            await grade(stopping)
-        else:
-            await work_within(hours, grade, stopping=stopping)
+        async with trio.open_nursery() as working:
+            if settings.webhooks.to:
+                courier = partial(
+                    run_courier, backend.redis, backend.queue, settings, stopping=stopping
+                )
+                working.start_soon(courier)
+            if hours is None:
+                await grade(stopping)
+            else:
+                await work_within(hours, grade, stopping=stopping)
         nursery.cancel_scope.cancel("the grader stops")
 
 

@@ -20,8 +20,19 @@ SECTIONS = [
     *(getattr(config, name) for name in ("Server", "Redis", "Auth", "Limits", "Provider", "Quota")),
     *(
         getattr(config, name)
-        for name in ("Pool", "Budget", "Failover", "Grading", "Rollout", "Log")
+        for name in (
+            "Pool",
+            "Budget",
+            "Failover",
+            "Grading",
+            "Webhooks",
+            "Webhook",
+            "Rollout",
+            "Log",
+        )
     ),
+    config.Webhooks,
+    config.Webhook,
 ]
 
 

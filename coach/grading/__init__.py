@@ -30,6 +30,7 @@ from .records import (
 )
 from .reviews import Review, Reviews
 from .rubric import Assignment, Criterion, Rubric, load_rubric
+from .webhooks import delivery_desk, run_courier
 
 __all__ = [
     "LANES",
@@ -67,12 +68,14 @@ __all__ = [
     "SubmissionState",
     "Usage",
     "current_version",
+    "delivery_desk",
     "keep_calibration",
     "load_rubric",
     "panel_name",
     "panel_score",
     "read_calibration",
     "read_history",
+    "run_courier",
     "run_grader",
     "seat_panel",
     "use_calibration",

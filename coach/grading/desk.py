@@ -17,7 +17,7 @@ import structlog
 from ..store import NotSent, RedisError
 from .queue import Queue, Receiver
 from .records import LANES
-from .scripts import key, record_key, run
+from .scripts import ESSAYS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..store import Redis
     from .queue import Mode
     from .records import Lane
+    from .scripts import Keys
 
 log = structlog.get_logger()
 
@@ -74,10 +75,11 @@ class Desk:
     until then stays done, and doing it again is harmless.
     """
 
-    def __init__(self, redis: Redis, settings: config.Grading) -> None:
-        """Open nothing: `redis` is the caller's."""
-        self.queue = Queue(redis, settings)
+    def __init__(self, redis: Redis, settings: config.Grading, *, keys: Keys = ESSAYS) -> None:
+        """Open nothing: `redis` is the caller's; `keys` says which queue it is."""
+        self.queue = Queue(redis, settings, keys=keys)
         self._redis = redis
+        self._keys = keys
         self._ttl_s = settings.result_days * _DAY_S
 
     async def jobs(
@@ -101,7 +103,11 @@ class Desk:
         for shard in self.queue.shards:
             offset = 0
             while entries := await self._redis.execute_command(
-                command, key(shard, state), offset, offset + PAGE - 1, "WITHSCORES"
+                command,
+                self._keys.structure(shard, state),
+                offset,
+                offset + PAGE - 1,
+                "WITHSCORES",
             ):
                 offset += len(entries)
                 for job in await self._views(shard, state, entries):
@@ -120,9 +126,9 @@ class Desk:
         """
         found = []
         for shard in self.queue.shards:
-            org = await self._redis.execute_command("HGET", record_key(shard, id_), "org")
+            org = await self._redis.execute_command("HGET", self._keys.record(shard, id_), "org")
             weight = self.queue.weight((org or b"").decode())
-            was = await run(
+            was = await self._keys.run(
                 self._redis, "queue_replay", shard, id_, weight, self._ttl_s, record=id_
             )
             if was != b"unknown":
@@ -139,7 +145,7 @@ class Desk:
         """
         found = []
         for shard in self.queue.shards:
-            was, *to = await run(
+            was, *to = await self._keys.run(
                 self._redis,
                 "queue_cancel",
                 shard,
@@ -166,7 +172,7 @@ class Desk:
         """
         return sum(
             [
-                await run(self._redis, "queue_mode", shard, LANES.index(lane), mode)
+                await self._keys.run(self._redis, "queue_mode", shard, LANES.index(lane), mode)
                 for shard in self.queue.shards
                 for lane in lanes
             ]
@@ -178,11 +184,11 @@ class Desk:
         ids = [member.decode() for member, _ in entries]
         if state == "ready":
             ids = [member.partition(" ")[2] for member in ids]
-        jobs = await self._redis.execute_command("HMGET", key(shard, "jobs"), *ids)
+        jobs = await self._redis.execute_command("HMGET", self._keys.structure(shard, "jobs"), *ids)
         pipe = self._redis.pipeline(transaction=False)
         for id_ in ids:
             fields = ("org", "user", "kind", "reason")
-            pipe.execute_command("HMGET", record_key(shard, id_), *fields)
+            pipe.execute_command("HMGET", self._keys.record(shard, id_), *fields)
         views = []
         for id_, (_, at), job, record in zip(ids, entries, jobs, await pipe.execute(), strict=True):
             if job is None:

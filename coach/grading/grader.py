@@ -1,9 +1,8 @@
 """A grader process: claims jobs, has them judged, stores the grades and tells the students.
 
-One task per shard claims, as long as there is a free slot; each claim becomes a task of its own,
-with a heartbeat beside it. Whatever happens to that task, the job is finished, failed or handed
-back, or its lease runs out: it is never lost, and the attempt number sees to it that no two
-graders write a result.
+Each claim becomes a task of its own, with a heartbeat beside it. Whatever happens to that task, the
+job is finished, failed or handed back, or its lease runs out: it is never lost, and the attempt
+number sees to it that no two graders write a result.
 
 Memory: `concurrency` jobs, each an essay (100,000 characters at most) and its judges' answers
 (64 KiB each).
@@ -26,10 +25,11 @@ from ..errors import CoachError
 from ..ops import metrics
 from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
+from .claiming import HAND_BACK_S_MAX, REDIS_PAUSE_S, Claimer
 from .ensemble import combine, total
 from .judges import JudgeOut
 from .panel import hear
-from .queue import Claim, Receiver
+from .queue import Receiver
 from .records import LANES
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .calibrations import Calibrations
     from .judges import Judge
     from .panel import Hearing
-    from .queue import Job, Queue
+    from .queue import Claim, Job, Queue
     from .records import Grade
     from .reviews import Reason, Reviews
     from .rubric import Rubric
@@ -53,15 +53,10 @@ T = TypeVar("T")
 
 SETTLE_S_MAX: Final = 5.0
 """How long storing a result may outlast a cancellation, or wait for a Redis that restarts."""
-HAND_BACK_S_MAX: Final = 1.0
 KINDS: Final = ("grade", "regrade")
 """What this grader knows to do."""
-REDIS_PAUSE_S: Final = 0.5
-"""Between claims while Redis does not answer."""
 BUDGET_S: Final = 60.0
 """Between two looks at an essay whose org has spent its budget."""
-RECHECKS_PER_LEASE: Final = 4
-"""A grader that dies between waking up and claiming delays others by a lease over this."""
 
 
 async def run_grader(
@@ -98,11 +93,17 @@ async def run_grader(
       ExceptionGroup: a bug; operating errors are logged and survived.
     """
     grader = _Grader(queue, judges, fresh or judges, reviews, rubric, settings, costs, calibrations)
+    claimer = Claimer(
+        queue,
+        [lane for lane in LANES if lane in settings.lanes],
+        concurrency=settings.concurrency,
+        lease_s=settings.lease_s,
+    )
     log.info("grader_started", worker=worker, judges=[judge.name for judge in judges])
     async with trio.open_nursery() as grades:
         async with trio.open_nursery() as claiming:
             for shard in queue.shards:
-                claiming.start_soon(grader.claim_jobs, shard, grades)
+                claiming.start_soon(claimer.claim_jobs, shard, grader.grade, grades)
             await stopping.wait()
             claiming.cancel_scope.cancel("the grader stops")
         grades.cancel_scope.deadline = trio.current_time() + settings.drain_s
@@ -131,58 +132,6 @@ class _Grader:
         self._settings = settings
         self._costs = costs
         self._calibrations = calibrations
-        self._lanes = [lane for lane in LANES if lane in settings.lanes]
-        self._slots = trio.Semaphore(settings.concurrency)
-        """Free places; one is held for each claim, from before it is made until it is settled."""
-
-    # -- claiming ------------------------------------------------------------------------------
-
-    async def claim_jobs(self, shard: int, grades: trio.Nursery) -> None:
-        """Claim, and start a task in `grades` for each claim; ends by cancellation."""
-        try:
-            while True:
-                await self._slots.acquire()
-                claim: Claim | float | None = None
-                try:
-                    claim = await self._queue.claim(shard, self._lanes)
-                except RedisError as error:
-                    log.warning("claim_failed", shard=shard, error=str(error))
-                    claim = REDIS_PAUSE_S
-                finally:
-                    if not isinstance(claim, Claim):
-                        self._slots.release()
-                if isinstance(claim, Claim):
-                    grades.start_soon(self.grade, claim)  # which releases the slot
-                else:
-                    await self._sleep(shard, claim)
-        finally:
-            # A marker may have been taken for which nobody claims now: wake another grader.
-            with trio.move_on_after(HAND_BACK_S_MAX, shield=True):
-                await self._promote(shard)
-
-    async def _sleep(self, shard: int, due_s: float | None) -> None:
-        """Sleep until there may be work, without asking for it."""
-        if due_s == 0:
-            await self._promote(shard)
-            return
-        at_most_s = self._settings.lease_s / RECHECKS_PER_LEASE
-        if due_s is not None:
-            at_most_s = min(at_most_s, due_s)
-        try:
-            await self._queue.wait(shard, self._lanes, at_most_s=at_most_s)
-        except RedisError as error:
-            log.warning("wait_failed", shard=shard, error=str(error))
-            await trio.sleep(REDIS_PAUSE_S)
-
-    async def _promote(self, shard: int) -> None:
-        try:
-            due, lost = await self._queue.promote(shard)
-        except RedisError as error:
-            log.warning("promote_failed", shard=shard, error=str(error))
-            await trio.sleep(REDIS_PAUSE_S)
-            return
-        if lost:
-            log.warning("leases_lost", shard=shard, count=lost, due=due)
 
     # -- one job -------------------------------------------------------------------------------
 
@@ -198,7 +147,6 @@ class _Grader:
                     nursery.cancel_scope.cancel("the job is settled")
             settled = settled or lease.cancelled_caught
         finally:
-            self._slots.release()
             if not settled:
                 with trio.move_on_after(HAND_BACK_S_MAX, shield=True):
                     await self._hand_back(claim)

@@ -27,15 +27,16 @@ import trio
 from ..errors import BadMessage, Conflict, Forbidden, Overloaded
 from ..store import RedisError, ResponseError, script
 from .records import LANES, Failure, Grade, Status, SubmissionState
-from .scripts import BOUNDS_MS, key, markers_key, record_key, run
+from .scripts import BOUNDS_MS, ESSAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .. import config
     from ..errors import Code
     from ..store import Redis
     from .records import Kind, Lane, Submission
+    from .scripts import Keys
 
 DISK_S_MAX: Final = 5.0
 """How long a submission may wait for the disk; `appendfsync everysec` takes up to a second."""
@@ -89,6 +90,18 @@ class Receiver:
     worker: str
     session: str
     user: str
+
+
+@attrs.frozen(kw_only=True)
+class Announcement:
+    """The end of an essay that somebody outside is to hear of."""
+
+    member: bytes
+    """What it is called in the outbox; differs between two ends of the same essay."""
+    at: float
+    """When it ended; seconds since the epoch, on Redis' clock."""
+    state: SubmissionState
+    assignment: str
 
 
 @attrs.frozen(kw_only=True)
@@ -156,6 +169,12 @@ class QueueCounts:
     """From submission to grade."""
 
 
+def _to_nobody(org: str) -> bool:
+    """Webhooks that nobody has."""
+    del org
+    return False
+
+
 class Queue:
     """A handle on the queue; holds no state of its own, so a process may have several.
 
@@ -163,9 +182,25 @@ class Queue:
     whose answer was lost (`ConnectionLost`) may have run; all but `claim` may be repeated.
     """
 
-    def __init__(self, redis: Redis, settings: config.Grading) -> None:
-        """Open nothing: `redis` is the caller's."""
+    def __init__(
+        self,
+        redis: Redis,
+        settings: config.Grading,
+        *,
+        keys: Keys = ESSAYS,
+        announces: Callable[[str], bool] = _to_nobody,
+    ) -> None:
+        """Open nothing.
+
+        Args:
+          redis: the caller's.
+          settings: leases, retries, depths, lifetimes.
+          keys: which queue it is.
+          announces: by org, whether somebody outside is to hear how essays end (webhooks.py).
+        """
         self._redis = redis
+        self.keys = keys
+        self._announces = announces
         self._lease_ms = round(settings.lease_s * 1000)
         self._failures_max = settings.attempts_max
         self._base_s = settings.retry_base_s
@@ -200,7 +235,7 @@ class Queue:
         """
         text, parameters, digest = written(submission)
         background = submission.lane == "background"
-        reply = await run(
+        reply = await self.keys.run(
             self._redis,
             "queue_submit",
             self.shard(submission.org),
@@ -219,6 +254,7 @@ class Queue:
             self.weight(submission.org),
             submission.kind,
             parameters,
+            self._announced(submission),
             record=submission.id,
         )
         match reply[0]:
@@ -286,7 +322,7 @@ class Queue:
           BadMessage: the id or the text has characters that it may not have.
         """
         text, parameters, digest = written(submission)
-        reply = await run(
+        reply = await self.keys.run(
             self._redis,
             "queue_keep",
             self.shard(submission.org),
@@ -302,6 +338,7 @@ class Queue:
             msgspec.json.encode(grade),
             round(grade.seconds * 1000),
             self._ttl_s,
+            self._announced(submission),
             record=submission.id,
         )
         return bool(reply[0] == b"kept")
@@ -311,7 +348,9 @@ class Queue:
         shard = self.shard(org)
         if not _ID.fullmatch(submission):
             return None
-        reply = await run(self._redis, "queue_state", shard, submission, record=submission)
+        reply = await self.keys.run(
+            self._redis, "queue_state", shard, submission, record=submission
+        )
         if not reply or reply[2].decode() != org:
             return None
         status, user, _, submitted_ms, grade, code, message, reason, failures, *rest = reply
@@ -377,7 +416,7 @@ class Queue:
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             with trio.CancelScope(shield=True), trio.fail_after(CLAIM_S_MAX):
-                reply = await run(
+                reply = await self.keys.run(
                     self._redis,
                     "queue_claim",
                     shard,
@@ -407,7 +446,7 @@ class Queue:
         Of the graders that sleep one wakes for each job. Who was woken and will not claim calls
         `promote`, which wakes the next.
         """
-        keys = [markers_key(shard, lane) for lane in lanes]
+        keys = [self.keys.markers(shard, lane) for lane in lanes]
         # 0 would mean for ever
         reply = await self._redis.execute_command("BLPOP", *keys, max(0.001, round(at_most_s, 3)))
         return reply is not None
@@ -419,13 +458,15 @@ class Queue:
           How many retries were due, as far as the retry budget went, and how many leases had run
           out; at most 128 each.
         """
-        due, lost = await run(self._redis, "queue_promote", shard, PROMOTED_MAX, *self._retries)
+        due, lost = await self.keys.run(
+            self._redis, "queue_promote", shard, PROMOTED_MAX, *self._retries
+        )
         return due, lost
 
     async def load(self, claim: Claim) -> Job | None:
         """Read what a claim is about; None where the record has outlived its time."""
         record: dict[bytes, bytes] = await self._redis.execute_command(
-            "HGETALL", record_key(claim.shard, claim.id)
+            "HGETALL", self.keys.record(claim.shard, claim.id)
         )
         if b"text" not in record:
             return None
@@ -460,7 +501,11 @@ class Queue:
         Returns:
           Who is to be told; None: the lease was lost, and nothing changed.
         """
-        reply = await self._held("queue_finish", claim, msgspec.json.encode(grade), self._ttl_s)
+        return await self.end(claim, msgspec.json.encode(grade))
+
+    async def end(self, claim: Claim, result: bytes) -> Receiver | None:
+        """As `finish`, with the result as the record keeps it, for jobs that are no essays."""
+        reply = await self._held("queue_finish", claim, result, self._ttl_s)
         return None if reply[0] == b"lost" else _receiver(claim.id, reply[1:])
 
     async def fail(
@@ -548,7 +593,7 @@ class Queue:
         lanes = {lane: LaneStatistics() for lane in LANES}
         totals = [0, 0, 0]
         for shard in self.shards:
-            reply = await run(self._redis, "queue_depth", shard)
+            reply = await self.keys.run(self._redis, "queue_depth", shard)
             totals = [total + part for total, part in zip(totals, reply[:3], strict=True)]
             for lane, (ready, unfinished, age_ms, mode) in zip(
                 LANES, zip(*[iter(reply[3:])] * 4, strict=True), strict=True
@@ -567,7 +612,9 @@ class Queue:
         """What has happened since the queue exists; shards are asked one after the other."""
         found: Counter[str] = Counter()
         for shard in self.shards:
-            counts = await self._redis.execute_command("HGETALL", key(shard, "counts"))
+            counts = await self._redis.execute_command(
+                "HGETALL", self.keys.structure(shard, "counts")
+            )
             found.update({name.decode(): int(count) for name, count in counts.items()})
         events = {}
         for name, count in found.items():
@@ -580,6 +627,47 @@ class Queue:
             total={lane: _latencies(found, f"total:{n}") for n, lane in enumerate(LANES)},
         )
 
+    # -- for webhooks --------------------------------------------------------------------------
+
+    async def announced(self, shard: int, count_max: int) -> list[Announcement]:
+        """Ends of essays that are still to be passed on, the oldest first.
+
+        Those that cannot be passed on any more are forgotten: the record has outlived its time, or
+        a dead letter was taken up again.
+        """
+        entries = await self._redis.execute_command(
+            "ZRANGE", self.keys.structure(shard, "outbox"), 0, count_max - 1, "WITHSCORES"
+        )
+        found = []
+        for member, at_ms in entries:
+            status, _, id_ = member.decode().split(" ", 2)
+            fields = ("org", "assignment")
+            org, assignment = await self._redis.execute_command(
+                "HMGET", self.keys.record(shard, id_), *fields
+            )
+            state = None if org is None else await self.get(org.decode(), id_)
+            if state is None or state.status != status:
+                await self.passed_on(shard, member)
+                continue
+            found.append(
+                Announcement(
+                    member=member, at=at_ms / 1000, state=state, assignment=assignment.decode()
+                )
+            )
+        return found
+
+    async def passed_on(self, shard: int, member: bytes) -> None:
+        """Take an announcement out of the outbox."""
+        await self._redis.execute_command("ZREM", self.keys.structure(shard, "outbox"), member)
+
+    async def outbox(self) -> int:
+        """How many announcements are still to be passed on."""
+        keys = [self.keys.structure(shard, "outbox") for shard in self.shards]
+        return sum([await self._redis.execute_command("ZCARD", key) for key in keys])
+
+    def _announced(self, submission: Submission) -> int:
+        return int(submission.kind == "grade" and self._announces(submission.org))
+
     def shard(self, org: str) -> int:
         """Where an org's jobs are: the same in every process, as long as `shards` is."""
         digest = hashlib.sha256(org.encode("utf-8", "surrogatepass")).digest()
@@ -591,7 +679,7 @@ class Queue:
 
     async def _held(self, name: str, claim: Claim, *args: str | bytes | int) -> Any:
         """Run a script that only the holder of a claim may."""
-        return await run(
+        return await self.keys.run(
             self._redis, name, claim.shard, claim.id, claim.attempt, *args, record=claim.id
         )
 

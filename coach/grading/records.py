@@ -23,8 +23,9 @@ __all__ = [
 ]
 
 Status = Literal["queued", "grading", "graded", "failed"]
-Kind = Literal["grade", "regrade", "audit"]
-"""What is to be done with an essay. A grader that does not know a kind makes it a dead letter."""
+Kind = Literal["grade", "regrade", "audit", "webhook"]
+"""What is to be done with an essay, or with the news of one. A grader that does not know a kind
+makes it a dead letter."""
 
 
 @attrs.frozen

@@ -130,6 +130,24 @@ reviews_total: Final = Counter(
     "Grades put before a person: disagreement or sample.",
     ["reason"],
 )
+webhook_attempts_total: Final = Counter(
+    "coach_webhook_attempts_total",
+    "Attempts to tell an integrator's server: delivered, refused (an answer other than 2xx), "
+    "failed (no answer), dead (given up with this one).",
+    ["webhook", "outcome"],
+)
+webhook_seconds: Final = Histogram(
+    "coach_webhook_seconds",
+    "From the end of an essay until an integrator's server had taken the news.",
+    buckets=(0.5, 1, 2, 5, 10, 30, 60, 300, 1_800, 3_600, 21_600, 86_400),
+)
+webhook_jobs: Final = Gauge(
+    "coach_webhook_jobs",
+    "News for integrators' servers: announced (not yet made into deliveries), ready, delayed, "
+    "leased (under way), dead (given up).",
+    ["state"],
+    multiprocess_mode="livemostrecent",
+)
 circuit_share: Final = Gauge(
     "coach_circuit_share_ratio",
     "Share of requests that an endpoint's breaker lets in: 1 closed, 0 open.",

@@ -100,8 +100,8 @@ async def test_what_an_operator_gets_wrong_is_one_line(tmp_path: Path) -> None:
     async with open_operator(tmp_path) as operator:
         assert (await operator.is_refused("pause")).startswith("name lanes (interactive, ")
         assert (await operator.is_refused("pause", "fast")).startswith("'fast' is no lane: ")
-        assert (await operator.is_refused("retry")).startswith("name submissions, or say --all")
-        assert (await operator.is_refused("drop", "a", "--all")).startswith("name submissions")
+        assert (await operator.is_refused("retry")).startswith("name them, or say --all")
+        assert (await operator.is_refused("drop", "a", "--all")).startswith("name them")
     away = await coach(
         "queue",
         "show",

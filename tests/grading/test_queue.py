@@ -633,8 +633,8 @@ async def test_a_grade_made_without_the_queue_changes_no_submission_that_is_in_i
 
 # -- scripts refuse before they write ----------------------------------------------------------
 
-SUBMIT = ["a", "u", "o", "", "", "d", 1, "", "", 60, 10, 10, 1, "grade", ""]
-KEEP = ["a", "u", "o", "", "", "d", 1, "grade", "", "{}", 0, 60]
+SUBMIT = ["a", "u", "o", "", "", "d", 1, "", "", 60, 10, 10, 1, "grade", "", 0]
+KEEP = ["a", "u", "o", "", "", "d", 1, "grade", "", "{}", 0, 60, 0]
 FAIL = ["a", 1, 0, 1, 5, "c", "m", "r", 60, 0]
 
 
@@ -678,6 +678,8 @@ BAD_CALLS: list[tuple[str, list[Any], str]] = [
     ("queue_submit", changed(SUBMIT, 12, 0), "org_depth_max"),
     ("queue_submit", changed(SUBMIT, 13, 101), "weight"),
     ("queue_submit", changed(SUBMIT, 14, ""), "kind"),
+    ("queue_submit", changed(SUBMIT, 16, 2), "announce"),
+    ("queue_keep", changed(KEEP, 13, ""), "announce"),
     ("queue_keep", changed(KEEP, 1, ""), "id"),
     ("queue_keep", changed(KEEP, 3, ""), "org"),
     ("queue_keep", changed(KEEP, 6, ""), "digest"),

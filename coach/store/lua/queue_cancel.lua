@@ -45,4 +45,5 @@ redis.call("HSET", record, "status", "failed", "code", ARGV[2], "message", ARGV[
   "reason", ARGV[4], "failures", int(job.failures), "ended_ms", int(now_ms))
 redis.call("HDEL", record, "attempt") -- its grader is not to take this for its own doing
 redis.call("EXPIRE", record, ttl_s)
+announce("failed", int(job.attempt), id)
 return { was, to[1], to[2], to[3] }

@@ -75,5 +75,6 @@ redis.call("ZREM", open, id)
 redis.call("HSET", record, "status", "failed", "attempt", attempt, "code", ARGV[6],
   "message", ARGV[7], "failures", int(job.failures), "hopeless", hopeless, "ended_ms", int(now_ms))
 redis.call("EXPIRE", record, ttl_s)
+announce("failed", attempt, id)
 note("dead", job.lane)
 return { "dead", job.failures, to[1], to[2], to[3] }

@@ -31,5 +31,6 @@ end
 redis.call("HSET", record, "status", "graded", "grade", ARGV[3], "attempt", attempt,
   "ended_ms", int(now_ms))
 redis.call("EXPIRE", record, ttl_s)
+announce("graded", attempt, id)
 note_latency("total", job.lane, now_ms - job.submitted_ms)
 return { "done", to[1], to[2], to[3] }

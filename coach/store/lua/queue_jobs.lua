@@ -22,6 +22,8 @@ KEYS[9]  counts   HASH    since ever: <event>:<lane> and, by latency in millisec
 KEYS[10…12]  markers of lanes 0, 1, 2  LIST  wake graders; never longer than 64
 KEYS[13]  record  HASH    submission:{shard}:<id>: the essay, its state, judges' answers, the grade.
                           Only where the script is about one job
+KEYS[14]  outbox  ZSET    "<graded|failed> <attempt> <id>" -> when, milliseconds of the Redis clock: ends
+                          of jobs that somebody outside is still to hear of. Beside the record
 
 Invariants (hold before and after every queue_* script)
   I1  an id is in at most one of ready, delayed, leased, dead, and in jobs if and only if it is in
@@ -51,6 +53,7 @@ Clock: TIME of Redis, for all that is in milliseconds.
 local ready, delayed, leased, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local jobs, open, share, control, counts = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local record = KEYS[13]
+local OUTBOX_S = 7776000 -- kept for so long without news: nobody may be there any more to read it
 local LANE, LANES, MARKERS, MARKERS_MAX, UNIT = 2251799813685248, 3, 10, 64, 27720
 local BOUNDS_MS = { 5, 10, 20, 50, 100, 250, 500, 1000, 2000, 4000, 8000, 15000, 60000, 600000 }
 
@@ -155,6 +158,14 @@ local function note_latency(kind, lane, ms)
   end
   redis.call("HINCRBY", counts, field .. bound, 1)
   redis.call("HINCRBY", counts, field .. "sum", int(ms))
+end
+
+-- Somebody outside is to hear how the job has ended, if its record says so.
+local function announce(how, attempt, id)
+  if redis.call("HGET", record, "announce") == "1" then
+    redis.call("ZADD", KEYS[14], int(now_ms), how .. " " .. attempt .. " " .. id)
+    redis.call("EXPIRE", KEYS[14], OUTBOX_S)
+  end
 end
 
 -- Give a job a place behind what its org has waiting; nil where the range is used up.

@@ -10,12 +10,14 @@ ARGV[9]   parameters   JSON; may be empty
 ARGV[10]  grade        JSON, not empty
 ARGV[11]  took_ms      integer, 0..2^31: from submission until now
 ARGV[12]  ttl_s        integer, 1..2^31: how long the record is kept
+ARGV[13]  announce     0 or 1: somebody outside is to hear of it
 
 Returns  {"kept"}
          {"known"}  there is a submission of this id, in whatever state: nothing changed
 Errors   COACH_BADARG <name>. Nothing has been written.
 ]]
 local id, lane, took_ms, ttl_s = ARGV[1], tonumber(ARGV[7]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local announced = tonumber(ARGV[13])
 
 for i, name in pairs({ [1] = "id", [3] = "org", [6] = "digest", [8] = "kind", [10] = "grade" }) do
   if ARGV[i] == "" then
@@ -31,13 +33,17 @@ end
 if not is_int_in(ttl_s, 1, 2147483648) then
   return redis.error_reply("COACH_BADARG ttl_s")
 end
+if not is_int_in(announced, 0, 1) then
+  return redis.error_reply("COACH_BADARG announce")
+end
 
 if redis.call("EXISTS", record) == 1 then
   return { "known" }
 end
 redis.call("HSET", record, "id", id, "user", ARGV[2], "org", ARGV[3], "assignment", ARGV[4],
   "text", ARGV[5], "digest", ARGV[6], "worker", "", "session", "", "lane", lane, "kind", ARGV[8],
-  "parameters", ARGV[9], "submitted_ms", int(now_ms - took_ms), "status", "graded",
+  "parameters", ARGV[9], "announce", announced, "submitted_ms", int(now_ms - took_ms), "status", "graded",
   "grade", ARGV[10], "ended_ms", int(now_ms))
 redis.call("EXPIRE", record, ttl_s)
+announce("graded", 0, id)
 return { "kept" }

@@ -13,6 +13,7 @@ ARGV[12]  org_depth_max  integer >= 1: likewise, of its org in its lane
 ARGV[13]  weight         integer, 1..100: its org's
 ARGV[14]  kind           what is to be done, not empty
 ARGV[15]  parameters     JSON; may be empty
+ARGV[16]  announce       0 or 1: somebody outside is to hear how it ends
 
 Returns  {"accepted", submitted_ms}   new, and in the queue
          {"present"}      known, and the same; the result will go to the worker named now
@@ -28,7 +29,7 @@ submission also when it was an earlier call that took it in.
 ]]
 local id, org, lane, ttl_s = ARGV[1], ARGV[3], tonumber(ARGV[7]), tonumber(ARGV[10])
 local depth_max, org_depth_max = tonumber(ARGV[11]), tonumber(ARGV[12])
-local weight = tonumber(ARGV[13])
+local weight, announced = tonumber(ARGV[13]), tonumber(ARGV[16])
 
 for i, name in pairs({ [1] = "id", [3] = "org", [6] = "digest", [14] = "kind" }) do
   if ARGV[i] == "" then
@@ -49,6 +50,9 @@ if not is_int_in(org_depth_max, 1, 2147483648) then
 end
 if not is_int_in(weight, 1, 100) then
   return redis.error_reply("COACH_BADARG weight")
+end
+if not is_int_in(announced, 0, 1) then
+  return redis.error_reply("COACH_BADARG announce")
 end
 
 local known = redis.call("HMGET", record, "user", "org", "digest")
@@ -82,7 +86,7 @@ end
 job.arrival = redis.call("HINCRBY", control, "arrivals", 1)
 redis.call("HSET", record, "id", id, "user", ARGV[2], "org", org, "assignment", ARGV[4],
   "text", ARGV[5], "digest", ARGV[6], "worker", ARGV[8], "session", ARGV[9], "lane", lane,
-  "kind", ARGV[14], "parameters", ARGV[15], "submitted_ms", int(now_ms), "status", "open")
+  "kind", ARGV[14], "parameters", ARGV[15], "announce", announced, "submitted_ms", int(now_ms), "status", "open")
 redis.call("EXPIRE", record, ttl_s)
 keep_place(job, org)
 write_job(job)
