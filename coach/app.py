@@ -40,10 +40,12 @@ from .session import (
     Authority,
     Identity,
     Pacer,
+    Records,
     Route,
     Services,
     Sessions,
     open_authority,
+    open_sessions,
     serve_session,
 )
 from .store import RedisError
@@ -52,8 +54,8 @@ log = structlog.get_logger()
 
 WEB: Final = Path(str(files("coach") / "web"))
 SAMPLE_S: Final = 1.0
-DRAIN_SHARE: Final = 0.7
-"""Of `server.drain_s`, what turns under way have before their sockets are closed."""
+DRAIN_SHARE: Final = 0.75
+"""Of `server.drain_s`, what turns have to end, those of absent students too."""
 DEAD_SHOWN: Final = 20
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -163,11 +165,6 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
         open_user_limits(backend.redis, settings.limits) as limits,
         trio.open_nursery() as nursery,
     ):
-        sessions = Sessions(
-            connections_per_user=settings.server.connections_per_user,
-            ping_s=settings.server.ping_s,
-            drain_s=settings.server.drain_s * DRAIN_SHARE,
-        )
         if authority.keys is not None:
             nursery.start_soon(authority.keys.run)
         pacer = Pacer(settings.server.delta_window_s)
@@ -218,17 +215,24 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
             flags=flags,
             pseudonyms=backend.pseudonyms,
         )
+        records = Records(backend.redis, settings.session)
         nursery.start_soon(flags.run, backend.redis)
         nursery.start_soon(calibrations.run, backend.redis)
         nursery.start_soon(partial(run_sampler, backend.redis, worker=backend.worker))
         nursery.start_soon(pacer.run)
-        nursery.start_soon(sessions.run_pings)
-        nursery.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
-        nursery.start_soon(_sample, backend, sessions, unpooled)
         nursery.start_soon(health.watch_loop)
         nursery.start_soon(health.watch_process, backend.redis.ping)
-        log.info("worker_ready", worker=backend.worker)
-        yield Parts(backend=backend, services=services, sessions=sessions, nursery=nursery)
+        async with (
+            open_sessions(services, records, settings) as sessions,
+            trio.open_nursery() as inner,
+        ):
+            inner.start_soon(sessions.run_pings)
+            inner.start_soon(sessions.run_mailbox, backend.redis, backend.worker)
+            inner.start_soon(_sample, backend, sessions, unpooled)
+            log.info("worker_ready", worker=backend.worker)
+            yield Parts(backend=backend, services=services, sessions=sessions, nursery=inner)
+            await sessions.settle(DRAIN_SHARE)
+            inner.cancel_scope.cancel("the worker shuts down")
         nursery.cancel_scope.cancel("the worker shuts down")
 
 
@@ -249,10 +253,11 @@ async def _sample(backend: Backend, sessions: Sessions, unpooled: Unpooled) -> N
     sampled_at = trio.current_time()
     while True:
         now = trio.current_time()
-        metrics.writer_seconds.inc(len(sessions) * (now - sampled_at))
+        metrics.writer_seconds.inc(sessions.connected * (now - sampled_at))
         sampled_at = now
         pool = backend.pool.statistics()
-        metrics.sessions.set(len(sessions))
+        metrics.sessions.set(sessions.connected)
+        metrics.sessions_away.set(sessions.away)
         metrics.turns_running.set(sessions.turns_running)
         metrics.provider_connections.set(pool.connections)
         metrics.provider_streams.set(pool.streams)

@@ -85,6 +85,23 @@ class Server(Section, frozen=True, kw_only=True):
         return host.strip("[]"), int(port)
 
 
+class Session(Section, frozen=True, kw_only=True):
+    """Sessions that outlive their connections."""
+
+    detached_s: Annotated[float, Meta(ge=0, le=3_600)] = 60.0
+    """How long feedback goes on while its student is away; 0: a session ends with its link."""
+    resume_s: Annotated[float, Meta(ge=300, le=604_800)] = 3_600.0
+    """How long after its connection has ended a session can be gone on with."""
+    detached_max: Annotated[int, Meta(ge=1, le=100_000)] = 2_000
+    """Sessions of a worker whose students are away; beyond it the oldest is put away in Redis."""
+    unacked_bytes_max: Annotated[int, Meta(ge=4_096, le=16_777_216)] = 131_072
+    """Of messages of one session that the client has not acknowledged, kept to be said again."""
+    tail_max: Annotated[int, Meta(ge=16, le=100_000)] = 4_096
+    """Messages of one session that Redis keeps while the student is away."""
+    require_jwt_on_resume: bool = True
+    """Whether a resume token is worth nothing without a valid token of the same user."""
+
+
 class Redis(Section, frozen=True, kw_only=True):
     """Where the shared state lives."""
 
@@ -489,6 +506,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
     data_dir: str = ".coach"
     server: Server = Server()
+    session: Session = Session()
     redis: Redis = Redis()
     auth: Auth = Auth()
     limits: Limits = Limits()

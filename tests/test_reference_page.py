@@ -29,6 +29,7 @@ SECTIONS = [
             "Webhook",
             "Rollout",
             "Log",
+            "Session",
         )
     ),
     config.Webhooks,

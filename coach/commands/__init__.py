@@ -3,7 +3,7 @@
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import calibrate, costs, evaluate, flags, limits, queue, quota, webhooks
+from . import calibrate, costs, evaluate, flags, limits, queue, quota, sessions, webhooks
 from .options import ConfigOption, DataDirOption, load
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "load",
     "queue",
     "quota",
+    "sessions",
     "webhooks",
 ]

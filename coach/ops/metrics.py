@@ -154,7 +154,31 @@ circuit_share: Final = Gauge(
     ["endpoint"],
     multiprocess_mode="livemostrecent",
 )
-sessions: Final = Gauge("coach_sessions", "Open student sessions.", multiprocess_mode="livesum")
+sessions: Final = Gauge(
+    "coach_sessions", "Students who are connected.", multiprocess_mode="livesum"
+)
+sessions_away: Final = Gauge(
+    "coach_sessions_away",
+    "Sessions whose students are not connected just now.",
+    multiprocess_mode="livesum",
+)
+resumes_total: Final = Counter(
+    "coach_resumes_total",
+    "Clients that came back with a token: here, elsewhere (taken over), or expired.",
+    ["how"],
+)
+replayed_total: Final = Counter(
+    "coach_replayed_messages_total", "Messages said again to clients that came back."
+)
+snapshots_total: Final = Counter(
+    "coach_resume_snapshots_total",
+    "Clients that came back and got a snapshot, since what they had missed was not kept.",
+)
+resume_seconds: Final = Histogram(
+    "coach_resume_seconds",
+    "From a `hello` that resumes to the `welcome` written.",
+    buckets=_LATENCY_BUCKETS,
+)
 turns_running: Final = Gauge(
     "coach_turns_running", "Feedback turns under way.", multiprocess_mode="livesum"
 )

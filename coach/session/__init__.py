@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from .auth import Authority, Identity, open_authority
+from .link import Connection, serve_session
 from .pacer import Pacer
-from .registry import Sessions
+from .registry import Sessions, open_sessions
+from .resume import Records, revoke_sessions
 from .services import Route, Services
-from .session import Connection, serve_session
 
 __all__ = [
     "Authority",
     "Connection",
     "Identity",
     "Pacer",
+    "Records",
     "Route",
     "Services",
     "Sessions",
     "open_authority",
+    "open_sessions",
+    "revoke_sessions",
     "serve_session",
 ]

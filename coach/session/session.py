@@ -1,49 +1,55 @@
-"""A writer's session: the nursery that owns everything one connected student causes.
+"""A writer's session: everything one student causes, connected or not.
 
 Life cycle
-    `serve_session` takes over an upgraded connection and returns when it has ended. Turns,
-    submissions and a blocked socket's writer are tasks of its nursery: none outlives it.
+    It is opened by the first `hello` (registry.py) in the worker's nursery, has a nursery of its
+    own, and links (link.py) come and go:
 
-Reading never waits: every message is handled synchronously, and what takes time becomes a task.
-So the WebSocket library's reader always drains, pings are answered, and a `cancel` is heard while
-the provider talks.
+    connected --lost--> away --hello--> connected           what was missed is said again
+                        away --detached_s, no turn runs--> put away in Redis, ended here
+                        away or connected --hello elsewhere--> moved: what still runs here is
+                                                               told to the worker that has it now
+    connected --goodbye, or breaks the protocol--> ended
+
+    Turns, submissions and what waits for the student's return are tasks of its nursery: none
+    outlives it.
 
 Memory bound a session: `drafts_max * draft_chars_max` characters of drafts, the outbox's
-`outbox_bytes_max`, two incoming messages, `TURNS_MAX` prompts and answers, `HISTORY_TURNS` answers,
-`SUBMISSIONS_MAX` essays.
+`unacked_bytes_max`, `TURNS_MAX` prompts and answers, `HISTORY_TURNS` answers, `SUBMISSIONS_MAX`
+essays.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, cast, final
+from typing import TYPE_CHECKING, Final, cast, final
 
 import attrs
 import msgspec
 import structlog
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
-from wsproto.utilities import LocalProtocolError
 
-from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge, Unauthenticated
+from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge
 from ..grading import Submission
 from ..ops import metrics
 from ..providers import Interest
 from ..store import RedisError
 from . import wire
 from .draft import DraftText
-from .outbox import KernelSocket, Outbox, OutboxStream
+from .outbox import Outbox, payload_of
+from .resume import Handover, Running, State, new_token
 from .turn import Interrupted, Turn, TurnCancelled
 from .wire import error_message
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
     from ..errors import Code
     from ..grading import Grade, SubmissionState
     from ..ops import Flag
     from .auth import Identity
+    from .link import Link
     from .registry import Sessions
     from .services import Services
 
@@ -54,243 +60,458 @@ TURNS_MAX: Final = 8
 SUBMISSIONS_MAX: Final = 8
 """Submissions of one session that may wait for their grade."""
 HISTORY_TURNS: Final = 3
-CLOSE_S_MAX: Final = 1.0
-"""How long a closed connection may take to end at the student's side, too."""
 GRADE_POLL_S: Final = 10.0
 """How long a session trusts its mailbox before it asks the queue itself."""
-
-
-class Connection(Protocol):
-    """An upgraded connection whose request head is still to be read from the stream."""
-
-    @property
-    def stream(self) -> trio.abc.Stream:
-        """The student's end."""
-        ...
-
-    @property
-    def socket(self) -> trio.socket.SocketType:
-        """The socket below `stream`."""
-        ...
-
-
-async def serve_session(connection: Connection, services: Services, sessions: Sessions) -> None:
-    """Serve one student's connection from the WebSocket handshake to its end.
-
-    Never raises for what the peer does. The stream is closed on return. Cancelling it closes the
-    socket without ceremony and cancels turns, which settle what they had reserved first.
-    """
-    try:
-        async with trio.open_nursery() as nursery:
-            session = Session(connection, nursery, services, sessions)
-            with suppress(ConnectionClosed):
-                await session.run()
-            await session.wait_ended()
-            nursery.cancel_scope.cancel("the connection has ended")
-    except* (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    except* LocalProtocolError:
-        pass  # the library wanted to answer a frame that came after our close frame
-    except* Exception:
-        log.exception("session_failed")
-    finally:
-        await trio.aclose_forcefully(connection.stream)
+ADOPTED_POLL_S: Final = 1.0
+"""Likewise, of a submission whose mail goes to the worker that had the session before."""
+STAY_S: Final = 5.0
+"""How long a session whose student is away stays here with nothing to do."""
+PUT_AWAY_S_MAX: Final = 10.0
+"""How long it is tried to put a session away while Redis does not answer."""
 
 
 @final
 class Session:
-    """One connected student."""
+    """One student's session."""
 
     def __init__(
         self,
-        connection: Connection,
-        nursery: trio.Nursery,
+        identity: Identity,
         services: Services,
         sessions: Sessions,
+        *,
+        name: str | None = None,
+        epoch: int = 1,
+        seq: int = 0,
     ) -> None:
-        """Take over `connection`; tasks run in `nursery`."""
-        self.id = secrets.token_urlsafe(12)
+        """A session without a link; nothing runs before `live`.
+
+        Args:
+          identity: whose it is.
+          services: what it reaches beyond its links.
+          sessions: the registry, which is told what changes.
+          name: its id; None: a new one.
+          epoch: raised by each worker that takes it over.
+          seq: the last number it has used.
+        """
+        self.id = name or secrets.token_urlsafe(12)
+        self.identity = identity
+        self.epoch = epoch
+        self._settings = services.settings.session
+        self.is_resumable = self._settings.detached_s > 0
         self.outbox = Outbox(
-            KernelSocket(connection.socket),
-            nursery,
-            bytes_max=services.settings.server.outbox_bytes_max,
-            on_end=self.end,
+            bytes_max=self._settings.unacked_bytes_max if self.is_resumable else 0, seq=seq
         )
-        self.stream = OutboxStream(connection.stream, self.outbox)
-        self._nursery = nursery
+        self.link: Link | None = None
+        """The connection that hears it."""
+        self.bad_messages = 0
+        self.token = ""  # digest of the token that the client was given last
+        self.previous = ""  # of the one before, until the client has spoken on its new link
+        self.kept_seq = seq
+        """Of what it has said, Redis or the worker that has it now knows it up to here."""
+        self.dirty: set[str] = set()
+        """Drafts that Redis does not have as they are."""
+        self.kept_at = trio.current_time()
+        """When Redis was told last."""
+        self.being_kept = trio.Lock()
+        """Held while Redis is told how it stands: in order, and once at a time."""
+        self.moved_to: str | None = None
+        """The worker that has it now."""
+        self.ready = trio.Event()
+        """Set once a link may be attached: at once, unless another worker hands over."""
         self._services = services
         self._sessions = sessions
-        self._websocket: WebSocketConnection | None = None  # from the accepted handshake on
+        self._nursery: trio.Nursery | None = None  # while it lives
+        self._over = trio.Event()
+        self._away: trio.CancelScope | None = None  # of what waits for the student's return
         self._drafts: dict[str, DraftText] = {}
-        self._turns: dict[str, Turn] = {}  # by request; ended ones stay until their task is done
-        self._history: deque[tuple[str, str]] = deque(maxlen=HISTORY_TURNS)
+        self._turns: dict[str, Turn | Elsewhere] = {}
+        # by request; ended ones stay until their task is done
+        self._history: deque[wire.FeedbackCopy] = deque(maxlen=HISTORY_TURNS)
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
-        self._interest: Interest | None = None  # from `hello` on
-        self._bad_messages = 0
+        self._interest = Interest(identity.org)  # of a student who is there: see `detach`
         self._draining = False
 
     @property
     def turns_running(self) -> int:
-        """Turns under way, ending ones included."""
-        return len(self._turns)
+        """Turns under way here, ending ones included."""
+        return sum(isinstance(turn, Turn) for turn in self._turns.values())
 
-    # -- the connection ------------------------------------------------------------------------
+    @property
+    def has_turns(self) -> bool:
+        """Turns are under way, here or on the worker that had it before."""
+        return bool(self._turns)
 
-    async def run(self) -> None:
-        """Shake hands, expect `hello`, then handle messages until the connection ends.
+    @property
+    def is_over(self) -> bool:
+        """It has ended, or ends."""
+        return self._over.is_set()
 
-        Raises:
-          ConnectionClosed: the ordinary end.
+    # -- life ----------------------------------------------------------------------------------
+
+    async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own what runs, until `end`. Never raises for what the student does.
+
+        Cancellation: turns settle what they had reserved first.
         """
-        limits = self._services.settings.server
-        with trio.move_on_after(limits.head_s_max) as handshake:
-            request = await wrap_server_stream(
-                self._nursery, self.stream, max_message_size=limits.message_bytes_max
-            )
-            offered = wire.SUBPROTOCOL in request.proposed_subprotocols
-            self._websocket = await request.accept(
-                subprotocol=wire.SUBPROTOCOL if offered else None
-            )
-            self.stream.websocket = self._websocket
-        if handshake.cancelled_caught or self._websocket is None:
-            return
-        identity = await self._greet(self._websocket, limits.hello_s_max)
-        if identity is None:
-            return
-        self._interest = Interest(identity.org)
         try:
-            while (text := await self._receive(self._websocket)) is not None:
-                self._handle(identity, text)
-                if self._bad_messages > limits.bad_messages_max:
-                    await self._close(1008, "too many bad messages")
-                    return
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                try:
+                    await self._over.wait()
+                finally:
+                    self._over.set()  # cancelled, it takes no link and no task any more
+                self._nursery.cancel_scope.cancel("the session has ended")
+        except* Exception:
+            log.exception("session_failed", session=self.id)
         finally:
             self._interest.close()
-            self._sessions.discard(self, org=identity.org, user=identity.user)
-
-    async def _receive(self, websocket: WebSocketConnection) -> str | None:
-        """The next text message; None after the connection was closed for a binary one."""
-        message = await websocket.get_message()
-        if isinstance(message, str):
-            return message
-        self.outbox.send(error_message(BadMessage("coach.v1 has no binary messages")))
-        await self._close(1003, "binary message")
-        return None
-
-    async def _greet(self, websocket: WebSocketConnection, hello_s_max: float) -> Identity | None:
-        """Expect `hello`; answer `welcome`, or an error and the close code that fits."""
-        text: str | None = None
-        try:
-            with trio.move_on_after(hello_s_max) as waiting:
-                text = await self._receive(websocket)
-                if text is None:
-                    return None
-            if waiting.cancelled_caught or text is None:
-                raise Unauthenticated(f"no hello within {hello_s_max:g} s")
-            hello = wire.decode(text)
-            if not isinstance(hello, wire.Hello):
-                raise Unauthenticated("say hello first")
-            identity = await self._services.authority.identify(hello.token)
-            self._sessions.add(self, org=identity.org, user=identity.user)
-            self._services.costs.watch(identity.org)
-        except CoachError as error:
-            self.outbox.send(error_message(error))
-            code = 1013 if isinstance(error, Overloaded) else 1008
-            await self._close(code, error.code)
-            return None
-        server = self._services.settings.server
-        self.outbox.welcome(
-            wire.Welcome(
-                session=self.id,
-                seq=self.outbox.seq,
-                replayed=0,
-                limits=wire.Limits(
-                    message_bytes=server.message_bytes_max,
-                    draft_chars=server.draft_chars_max,
-                    drafts=server.drafts_max,
-                ),
-            )
-        )
-        return identity
-
-    async def _close(self, code: int, reason: str) -> None:
-        assert self._websocket is not None
-        with trio.move_on_after(CLOSE_S_MAX):
-            await self._websocket.aclose(code, reason)
-
-    async def wait_ended(self) -> None:
-        """Give a closed connection a moment to end at the student's side.
-
-        A socket closed over unread bytes sends a reset, and the peer may then lose the close
-        frame, and the error that explains it.
-        """
-        with trio.move_on_after(CLOSE_S_MAX):
-            await self.stream.ended.wait()
+            self._over.set()
+            self._sessions.forget(self)
 
     def end(self, reason: str) -> None:
-        """End the session now, from outside or because nothing more can be written."""
-        log.info("session_cut", session=self.id, reason=reason)
-        self.outbox.abandon()
-        self._nursery.cancel_scope.cancel(reason)
+        """End it, with all that runs; what is kept of it elsewhere stays. Not a checkpoint."""
+        log.debug("session_ended", session=self.id, reason=reason)
+        self._over.set()
 
-    def drain(self, drain_s: float) -> None:
-        """Announce the end; close with 1012 once no turn runs, or after `drain_s`."""
-        self._draining = True
-        self.outbox.send(wire.Draining())
-        self._nursery.start_soon(self._drain, drain_s)
+    def attach(self, link: Link, last_seq: int) -> None:
+        """Let `link` hear it from message `last_seq` on. Not a checkpoint.
 
-    async def _drain(self, drain_s: float) -> None:
-        with trio.move_on_after(drain_s):
+        A link that it still has is cut: the student has given it up.
+
+        Raises:
+          Overloaded: the user has too many links, or the worker drains. Nothing has changed.
+        """
+        if self.link is None:
+            self._sessions.enter(self)
+        else:
+            before, self.link = self.link, None
+            before.cut("the student has connected again")
+        if self._away is not None:
+            self._away.cancel("the student is back")
+            self._away = None
+        self.link = link
+        token: str | None = None
+        if self.is_resumable:
+            token, self.previous, self.token = self._next_token()
+        missed = self.outbox.after(last_seq)
+        server = self._services.settings.server
+        welcome = wire.Welcome(
+            session=self.id,
+            resume=token,
+            seq=self.outbox.seq if missed is None else last_seq,
+            replayed=len(missed or ()),
+            limits=wire.Limits(
+                message_bytes=server.message_bytes_max,
+                draft_chars=server.draft_chars_max,
+                drafts=server.drafts_max,
+            ),
+            snapshot=self._snapshot() if missed is None else None,
+        )
+        self.outbox.attach(link.writer, welcome, after=welcome.seq)
+        metrics.replayed_total.inc(len(missed or ()))
+        if missed is None:
+            metrics.snapshots_total.inc()
             for turn in list(self._turns.values()):
-                await turn.done.wait()
+                turn.retell()
+        self._sessions.touch(self)
+
+    def _next_token(self) -> tuple[str, str, str]:
+        text, digest = new_token(self.id)
+        return text, self.token, digest
+
+    def detach(self, link: Link, *, is_for_good: bool) -> None:
+        """`link` has ended; `is_for_good`: nobody is to come back. Not a checkpoint."""
+        if link is not self.link:
+            return
+        self.link = None
+        self._interest.close()  # nothing is kept warm for somebody who is away
+        self.outbox.detach()
+        self._sessions.leave(self)
+        if is_for_good or not self.is_resumable:
+            self.end("the student has left")
+            self._sessions.void(self)
+        elif not self.is_over:
+            self.stay_away()
+
+    def stay_away(self) -> None:
+        """Go on without a link, for a while. Not a checkpoint."""
+        assert self._nursery is not None
+        self._sessions.touch(self)
+        self._sessions.went_away(self)
+        self._away = trio.CancelScope()
+        self._nursery.start_soon(self._wait_for_return, self._away)
+
+    async def _wait_for_return(self, away: trio.CancelScope) -> None:
+        """Turns go on for `detached_s`; then they end, and the session is put away in Redis."""
+        with away:
+            with trio.move_on_after(self._settings.detached_s):
+                await self._wait_turns()
+                await trio.sleep(STAY_S)
+            await self.put_away("you were away for too long: ask again")
+
+    async def _wait_turns(self) -> None:
+        for turn in list(self._turns.values()):
+            await turn.done.wait()
+
+    async def put_away(self, reason: str) -> None:
+        """End turns, write all down in Redis for whoever goes on with it, and end here.
+
+        Cancelled before Redis has it, the session is as it was, but for its turns.
+        """
+        for turn in list(self._turns.values()):
+            turn.cancel(Interrupted(reason))
+        await self._wait_turns()
+        with trio.move_on_after(PUT_AWAY_S_MAX):
+            await self._sessions.put_away(self)
+        self.end("put away")
+
+    # -- what others are told of it ------------------------------------------------------------
+
+    def state(self) -> State:
+        """How it stands."""
+        return State(
+            seq=self.outbox.seq,
+            connected=self.link is not None,
+            turns=tuple(
+                Running(turn.request, turn.draft)
+                for turn in self._turns.values()
+                if turn.outcome is None
+            ),
+            feedback=tuple(self._history),
+            submissions=tuple(name for name, pending in self._mail.items() if pending.is_taken_in),
+        )
+
+    def draft_copy(self, name: str) -> wire.DraftCopy:
+        """A draft as it is."""
+        draft = self._drafts[name]
+        return wire.DraftCopy(name, draft.rev, draft.text)
+
+    def _snapshot(self) -> wire.Snapshot:
+        state = self.state()
+        return wire.Snapshot(
+            drafts=tuple(map(self.draft_copy, self._drafts)),
+            feedback=state.feedback,
+            running=tuple(turn.request for turn in state.turns),
+            submissions=tuple(self._mail),
+        )
+
+    def newest_since(self, seq: int) -> tuple[list[bytes], bool]:
+        """What is kept of what it has said after message `seq`, as JSON; whether that is all."""
+        frames, is_whole = self.outbox.newest_after(seq)
+        return [payload_of(frame) for frame in frames], is_whole
+
+    def hand_over(self, worker: str, last_seq: int) -> Handover:
+        """Give it to another worker; turns go on here until they end. Not a checkpoint.
+
+        What they say from now on is to be told to `worker`; so is, once `turns_running` is 0,
+        that nothing more will come.
+        """
+        frames = self.outbox.after(last_seq)
+        handover = Handover(
+            state=self.state(),
+            drafts=tuple(map(self.draft_copy, self._drafts)),
+            said=None if frames is None else tuple(msgspec.Raw(payload_of(f)) for f in frames),
+        )
+        self.outbox.keep_for_another()
+        self.moved_to, self.kept_seq = worker, self.outbox.seq
+        if self.link is not None:
+            self.link.cut("the student has connected to another worker")
+        if self._away is not None:
+            self._away.cancel("another worker has the session")
+            self._away = None
+        for pending in self._mail.values():
+            pending.scope.cancel("another worker has the session")
+        if frames is None:
+            for turn in list(self._turns.values()):
+                turn.retell()
+        return handover
+
+    # -- what it takes over --------------------------------------------------------------------
+
+    def restore(
+        self,
+        state: State,
+        drafts: Sequence[wire.DraftCopy],
+        said: Sequence[bytes | msgspec.Raw] | None,
+        *,
+        source: Elsewhere | None,
+        last_seq: int,
+    ) -> None:
+        """Become what another worker had. Not a checkpoint.
+
+        Args:
+          state: how it stood there.
+          drafts: all of them.
+          said: what follows `last_seq`; None: not all of it is known.
+          source: where its turns still run; None: they have ended with that worker.
+          last_seq: the last message that the client has seen.
+        """
+        for copy in drafts:
+            draft = self._drafts[copy.draft] = self._new_draft()
+            draft.replace(copy.rev, copy.text)
+        self.dirty.update(self._drafts)
+        self._history.extend(state.feedback)
+        if said is None:  # numbers that nobody has used: the client must not take them for known
+            self.outbox = Outbox(
+                bytes_max=self._settings.unacked_bytes_max, seq=max(state.seq, last_seq) + 1
+            )
+        for turn in state.turns:
+            if source is not None:
+                self._turns[turn.request] = attrs.evolve(
+                    source,
+                    request=turn.request,
+                    draft=turn.draft,
+                    session=self,
+                    is_retold=said is None,
+                )
+        for message in said or ():
+            self._replay(wire.decode_own(message))
+        if source is None and said is not None:
+            self._interrupt(state, said)
+        for name in state.submissions:
+            self._adopt(name)
+        self.ready.set()
+
+    def _interrupt(self, state: State, said: Sequence[bytes | msgspec.Raw]) -> None:
+        """Say of turns that ended with their worker that they did, unless it was said."""
+        ended = {
+            message.request
+            for message in map(wire.decode_own, said)
+            if isinstance(message, wire.Done | wire.Error)
+        }
+        for turn in state.turns:
+            if turn.request not in ended:
+                lost = Interrupted("the server was lost: ask again")
+                self.outbox.send(error_message(lost, request=turn.request))
+                metrics.turns_total.labels(lost.code).inc()
+
+    def relay(self, message: wire.ServerMessage) -> None:
+        """Say what the worker that had it before says of turns. Not a checkpoint."""
+        turn = self._turns.get(getattr(message, "request", None) or "")
+        if isinstance(turn, Elsewhere):  # else it was stopped, or the student has asked anew
+            turn.hear(message)
+            self.outbox.send(message)
+
+    def _replay(self, message: wire.ServerMessage) -> None:
+        """Say what the worker that had it before has said already."""
+        turn = self._turns.get(getattr(message, "request", None) or "")
+        if isinstance(turn, Elsewhere):
+            turn.hear(message)
+        self.outbox.send(message)
+
+    def stop(self, request: str) -> None:
+        """End a turn that is told elsewhere, where nobody wants it any more. Not a checkpoint."""
+        turn = self._turns.get(request)
+        if turn is not None:
+            turn.cancel(TurnCancelled("cancelled by the client"))
+
+    def revoke(self) -> None:
+        """End it: an operator has made it void, or another worker has it. Not a checkpoint."""
+        if self.link is not None:
+            self.link.leave(1008, "revoked")
+        self.end("revoked")
+
+    def relayed_all(self, feedback: Sequence[wire.FeedbackCopy]) -> None:
+        """The worker that had it before has nothing more to say. Not a checkpoint."""
+        known = {copy.request for copy in self._history}
+        self._history.extend(copy for copy in feedback if copy.request not in known)
+        for turn in [turn for turn in self._turns.values() if isinstance(turn, Elsewhere)]:
+            turn.fail(Interrupted("the server was lost: ask again"))
+
+    def drop_elsewhere(self, turn: Elsewhere) -> None:
+        """A turn that runs elsewhere has ended."""
+        if self._turns.get(turn.request) is turn:
+            del self._turns[turn.request]
+        self._sessions.touch(self)
+
+    # -- drain ---------------------------------------------------------------------------------
+
+    def drain(self, *, begin_s: float, close_s: float) -> None:
+        """Send the student elsewhere: in `begin_s` at the earliest, and within `close_s`.
+
+        Turns have until then to end before the eyes of the student, and go on afterwards.
+        """
+        self._draining = True
+        if self._nursery is not None and self.link is not None:
+            self._nursery.start_soon(self._drain, self.link, begin_s, close_s)
+
+    async def _drain(self, link: Link, begin_s: float, close_s: float) -> None:
+        with trio.move_on_after(close_s):
+            await trio.sleep(begin_s)
+            if self.link is link:
+                self.outbox.send(wire.Draining())
+            await self._wait_turns()
+        if self.link is not link:
+            return
+        if not self.is_resumable:
+            for turn in self._turns.values():
+                turn.cancel(Interrupted("this server restarts: ask again"))
+        link.leave(1012, "service restart")
+
+    def interrupt(self, reason: str) -> None:
+        """End what still runs. Not a checkpoint."""
         for turn in self._turns.values():
-            turn.cancel(Interrupted("this server restarts: ask again"))
-        await self._close(1012, "service restart")
-        self._nursery.cancel_scope.cancel("drained")
+            if isinstance(turn, Turn):
+                turn.cancel(Interrupted(reason))
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _handle(self, identity: Identity, text: str) -> None:
+    def hear(self, text: str) -> None:
         """Handle one message; what is wrong with it is answered by a typed error."""
+        if self.is_over:
+            return
+        if self.previous:
+            self.previous = ""  # the client has the new token
+            self._sessions.touch(self)
         try:
-            message = wire.decode(text)
-            self._dispatch(identity, message)
+            self._dispatch(wire.decode(text))
         except CoachError as error:
             self.outbox.send(error_message(error))
             if isinstance(error, BadMessage):
-                self._bad_messages += 1
+                self.bad_messages += 1
 
-    def _dispatch(self, identity: Identity, message: wire.ClientMessage) -> None:
+    def _dispatch(self, message: wire.ClientMessage) -> None:
         match message:
             case wire.Edit():
                 self._draft(message.draft).edit(message.rev, message.splices)
+                self._edited(message.draft)
             case wire.Draft():
                 self._draft(message.draft).replace(message.rev, message.text)
+                self._edited(message.draft)
             case wire.Feedback():
-                self._start_turn(identity, message)
+                self._start_turn(message)
             case wire.Cancel():
                 turn = self._turns.get(message.request)
                 if turn is not None:
                     turn.cancel(TurnCancelled("cancelled by the client"))
             case wire.Submit():
-                self._start_submission(identity, message)
+                self._start_submission(message)
             case wire.Hello():
                 raise BadMessage("hello was said already")
             case wire.Ack():
-                pass  # nothing is kept for replay on a connection that is up
+                self.outbox.ack(message.seq)
 
     def _draft(self, name: str) -> DraftText:
         draft = self._drafts.get(name)
         if draft is None:
-            limits = self._services.settings.server
-            if len(self._drafts) >= limits.drafts_max:
-                raise TooLarge(f"a session may have {limits.drafts_max} drafts")
-            draft = self._drafts[name] = DraftText(chars_max=limits.draft_chars_max)
+            drafts_max = self._services.settings.server.drafts_max
+            if len(self._drafts) >= drafts_max:
+                raise TooLarge(f"a session may have {drafts_max} drafts")
+            draft = self._drafts[name] = self._new_draft()
         return draft
+
+    def _new_draft(self) -> DraftText:
+        return DraftText(chars_max=self._services.settings.server.draft_chars_max)
+
+    def _edited(self, name: str) -> None:
+        if name not in self.dirty:
+            self.dirty.add(name)
+            self._sessions.touch_later(self)
 
     # -- feedback ------------------------------------------------------------------------------
 
-    def _start_turn(self, identity: Identity, message: wire.Feedback) -> None:
+    def _start_turn(self, message: wire.Feedback) -> None:
         if message.request in self._turns:
             raise Conflict(f"request {message.request} is under way already")
         turn = Turn(
@@ -303,7 +524,7 @@ class Session:
         if self._draining:
             turn.fail(Overloaded("this server is about to restart", retry_after_s=1.0))
             return
-        for older in self._turns.values():
+        for older in list(self._turns.values()):
             if older.draft == message.draft:
                 older.cancel(TurnCancelled("replaced by a newer request"))
         draft = self._drafts.get(message.draft)
@@ -313,23 +534,27 @@ class Session:
             turn.fail(Overloaded("too many requests at once", retry_after_s=1.0))
         else:
             self._turns[message.request] = turn
-            self._nursery.start_soon(self._run_turn, identity, turn, draft.text, message)
+            self._start(self._run_turn, turn, draft.text, message)
+            self._sessions.touch(self)
 
-    async def _run_turn(
-        self, identity: Identity, turn: Turn, text: str, message: wire.Feedback
-    ) -> None:
+    def _start(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *args)
+
+    async def _run_turn(self, turn: Turn, text: str, message: wire.Feedback) -> None:
         try:
             with turn.scope:
                 await turn.run(
                     self._services,
-                    identity,
+                    self.identity,
                     text=text,
                     focus=message.focus,
                     assignment=message.assignment,
-                    history=tuple(self._history),
+                    history=tuple((copy.focus, copy.text) for copy in self._history),
                 )
             if turn.outcome == "done":
-                self._history.append((message.focus or "", "".join(turn.text)))
+                said = "".join(turn.text)
+                self._history.append(wire.FeedbackCopy(turn.request, message.focus or "", said))
         except CoachError as error:
             turn.fail(error)
         except RedisError as error:
@@ -341,13 +566,14 @@ class Session:
         finally:
             turn.done.set()
             del self._turns[turn.request]
+            self._sessions.touch(self)
 
     # -- submissions ---------------------------------------------------------------------------
 
-    def _start_submission(self, identity: Identity, message: wire.Submit) -> None:
+    def _start_submission(self, message: wire.Submit) -> None:
         limits = self._services.settings.server
         known = self._mail.get(message.submission)
-        if known is not None and known.text == message.text:
+        if known is not None and known.text in {message.text, None}:
             if known.is_taken_in:
                 self.outbox.send(wire.Grading(submission=message.submission))
             return
@@ -364,35 +590,45 @@ class Session:
             self.outbox.send(error_message(error, submission=message.submission))
             return
         pending = self._mail[message.submission] = _Pending(message.text)
-        self._nursery.start_soon(self._run_submission, identity, message, pending)
+        self._start(self._run_submission, message.submission, pending, message)
+
+    def _adopt(self, submission: str) -> None:
+        """Wait for the grade of an essay that was handed in on another worker."""
+        pending = self._mail[submission] = _Pending(None, is_taken_in=True)
+        self._start(self._run_submission, submission, pending, None)
 
     async def _run_submission(
-        self, identity: Identity, message: wire.Submit, pending: _Pending
+        self, submission: str, pending: _Pending, message: wire.Submit | None
     ) -> None:
-        answer: wire.Grade | wire.Error
+        answer: wire.Grade | wire.Error | None = None
         try:
-            answer = await self._submit(identity, message, pending)
+            with pending.scope:
+                if message is None:
+                    answer = await self._await_answer(submission, pending, poll_s=ADOPTED_POLL_S)
+                else:
+                    answer = await self._submit(message, pending)
         except CoachError as error:
-            answer = error_message(error, submission=message.submission)
+            answer = error_message(error, submission=submission)
         except RedisError as error:
             log.warning("submission_without_redis", error=str(error))
             away = Overloaded("the shared store is away: submit again", retry_after_s=2.0)
-            answer = error_message(away, submission=message.submission)
+            answer = error_message(away, submission=submission)
         except Exception:
-            log.exception("submission_failed", session=self.id, submission=message.submission)
+            log.exception("submission_failed", session=self.id, submission=submission)
             bug = CoachError("something went wrong on our side: submit again")
-            answer = error_message(bug, submission=message.submission)
+            answer = error_message(bug, submission=submission)
         finally:
-            del self._mail[message.submission]
+            del self._mail[submission]
+            self._sessions.touch(self)
+        if answer is None:
+            return  # another worker waits for it now
         self.outbox.send(answer)
         outcome = answer.code if isinstance(answer, wire.Error) else "graded"
         metrics.submissions_total.labels(outcome).inc()
 
-    async def _submit(
-        self, identity: Identity, message: wire.Submit, pending: _Pending
-    ) -> wire.Grade | wire.Error:
+    async def _submit(self, message: wire.Submit, pending: _Pending) -> wire.Grade | wire.Error:
         """Hand the essay in, say `grading`, and wait for what becomes of it."""
-        submitted_at = trio.current_time()
+        submitted_at, identity = trio.current_time(), self.identity
         services, off = self._services, tuple(self._services.flags.off_for(identity.user))
         for flag in off:
             metrics.flag_off_submissions_total.labels(flag).inc()
@@ -415,13 +651,14 @@ class Session:
             reservation.settle(0)
             pending.is_taken_in = True
             self.outbox.send(wire.Grading(submission=submission.id, flags_off=off))
+            self._sessions.touch(self)
         answer = None if state is None else _answer(state)
         if answer is None:
             if state is None:
                 answer = await self._grade_at_once(submission, off)
             else:
                 services.costs.check_grading(identity.org)
-                answer = await self._await_answer(identity, submission.id, pending)
+                answer = await self._await_answer(submission.id, pending, poll_s=GRADE_POLL_S)
             if isinstance(answer, wire.Grade):
                 metrics.score_seconds.observe(trio.current_time() - submitted_at)
         return answer
@@ -442,19 +679,19 @@ class Session:
         return _graded(submission.id, grade)
 
     async def _await_answer(
-        self, identity: Identity, submission: str, pending: _Pending
+        self, submission: str, pending: _Pending, *, poll_s: float
     ) -> wire.Grade | wire.Error:
         """Wait for the mail; ask the queue now and then, should the mail be lost.
 
         Redis may be away meanwhile: the submission is on its disk.
         """
         while True:
-            with trio.move_on_after(GRADE_POLL_S):
+            with trio.move_on_after(poll_s):
                 await pending.come.wait()
             if pending.answer is not None:
                 return pending.answer
             try:
-                state = await self._services.queue.get(identity.org, submission)
+                state = await self._services.queue.get(self.identity.org, submission)
             except RedisError as error:
                 log.warning("grade_waits_for_redis", submission=submission, error=str(error))
                 continue
@@ -481,12 +718,63 @@ class Session:
 class _Pending:
     """A submission whose answer is awaited; it may come before the submission is acknowledged."""
 
-    text: str
+    text: str | None
+    """None where another worker has taken it in."""
     is_taken_in: bool = False
     """The student was told that it is on disk."""
     answer: wire.Grade | wire.Error | None = None
     come: trio.Event = attrs.field(factory=trio.Event)
     """Set with `answer`."""
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+
+@final
+@attrs.define(eq=False, kw_only=True)
+class Elsewhere:
+    """A turn that runs on the worker which had the session before, and is told to this one."""
+
+    request: str = ""
+    draft: str = ""
+    session: Session | None = None
+    worker: str
+    epoch: int
+    """Of that worker's."""
+    cancel_there: Callable[[Elsewhere], None]
+    """Asks that worker to end it."""
+    is_retold: bool = False
+    """That worker says it from the beginning, and nothing of it was heard here yet."""
+    outcome: str | None = None
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+    def hear(self, message: wire.ServerMessage) -> None:
+        """`message`, which is about this turn, is told to the student now."""
+        self.is_retold = False
+        if isinstance(message, wire.Done | wire.Error):
+            self._end("done" if isinstance(message, wire.Done) else message.code)
+
+    def cancel(self, error: CoachError) -> None:
+        """End it: the student is told at once, the worker where it runs soon."""
+        if self.outcome is None:
+            self.cancel_there(self)
+            self.fail(error)
+
+    def fail(self, error: CoachError) -> None:
+        """Tell the student that there will be no (more) feedback."""
+        assert self.session is not None
+        if self.outcome is None:
+            self.session.outbox.send(error_message(error, request=self.request))
+            self._end(error.code)
+
+    def retell(self) -> None:
+        """What was said before is not here: it cannot go on."""
+        if not self.is_retold:
+            self.cancel(Interrupted("the server has lost a part of it: ask again"))
+
+    def _end(self, outcome: str) -> None:
+        assert self.session is not None
+        self.outcome = outcome
+        self.done.set()
+        self.session.drop_elsewhere(self)
 
 
 def _answer(state: SubmissionState) -> wire.Grade | wire.Error | None:

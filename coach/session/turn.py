@@ -81,6 +81,7 @@ class Turn:
         self._send_at = 0.0  # until then text is held
         self._asked_at = trio.current_time()
         self._attempt: Attempt | None = None  # of the provider that answers now
+        self._provider: str | None = None  # its name, likewise
         self._flags_off: tuple[Flag, ...] = ()
         self._first_seen = False  # the first token of the turn, whoever it came from
 
@@ -139,7 +140,19 @@ class Turn:
             self.text.clear()
             self._send_at = 0.0
             self._say(wire.Restarted(request=self.request, provider=provider.name, reason=reason))
-        self._attempt = attempt
+        self._attempt, self._provider = attempt, provider.name
+
+    def retell(self) -> None:
+        """Say from the beginning what was said, to a client that has missed a part of it."""
+        if self._attempt is None or self.outcome is not None:
+            return
+        self._held.clear()
+        assert self._provider is not None
+        self._outbox.send(
+            wire.Restarted(request=self.request, provider=self._provider, reason="resumed")
+        )
+        if self.text:
+            self._outbox.send(wire.Delta(request=self.request, text="".join(self.text)))
 
     # -- how it ends ---------------------------------------------------------------------------
 

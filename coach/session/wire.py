@@ -17,6 +17,7 @@ from ..errors import BadMessage, CoachError, Code
 SUBPROTOCOL: Final = "coach.v1"
 TOKEN_CHARS_MAX: Final = 8_192
 """Identity providers' tokens have one or two thousand characters."""
+RESUME_CHARS_MAX: Final = 256
 SPLICES_MAX: Final = 100
 """Of one edit. Each may copy the whole draft: this many, on the longest draft, take some 5 ms."""
 
@@ -33,8 +34,11 @@ class Hello(_Client, frozen=True, tag=str.lower):
     """First message, within `server.hello_s_max`."""
 
     token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)]
-    resume: str | None = None
-    last_seq: int | None = None
+    """A JWT. May be empty with `resume`, where `session.require_jwt_on_resume` is off."""
+    resume: Annotated[str, Meta(max_length=RESUME_CHARS_MAX)] | None = None
+    """From the last `welcome`: go on with that session."""
+    last_seq: Offset | None = None
+    """Of the last message that was seen; absent: none was."""
 
 
 class Splice(msgspec.Struct, frozen=True, array_like=True):
@@ -102,17 +106,48 @@ class Limits(msgspec.Struct, frozen=True):
     drafts: int
 
 
+class DraftCopy(msgspec.Struct, frozen=True):
+    """A draft as the server has it."""
+
+    draft: str
+    rev: int
+    text: str
+
+
+class FeedbackCopy(msgspec.Struct, frozen=True):
+    """The whole answer to a request that has ended with `done`."""
+
+    request: str
+    focus: str
+    text: str
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server has of a session some of whose messages cannot be said again."""
+
+    drafts: tuple[DraftCopy, ...]
+    feedback: tuple[FeedbackCopy, ...]
+    """The newest, in order."""
+    running: tuple[str, ...]
+    """Requests that go on; what was asked otherwise and is not in `feedback` was interrupted."""
+    submissions: tuple[str, ...]
+    """Essays that were handed in and of which no grade was said."""
+
+
 class Welcome(
     msgspec.Struct, frozen=True, tag_field="type", tag="welcome", omit_defaults=True, kw_only=True
 ):
-    """Answer to `hello`. `seq` is the last number used; the next message carries `seq` + 1."""
+    """Answer to `hello`. The next message carries `seq` + 1, replayed or new."""
 
     session: str
     resume: str | None = None
-    """Token to come back with; absent where the server cannot resume sessions."""
+    """Token to come back with; absent where sessions end with their connections."""
     seq: int
     replayed: int
+    """Messages that were said before and follow now, before anything new."""
     limits: Limits
+    snapshot: Snapshot | None = None
+    """In place of what cannot be replayed; `seq` may differ from the client's then."""
 
 
 class _Server(msgspec.Struct, tag_field="type"):
@@ -227,6 +262,7 @@ class Draining(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
 
 ServerMessage = Queued | Started | Delta | Restarted | Done | Grading | Grade | Error | Draining
 
+_server_decoder: Final[msgspec.json.Decoder[ServerMessage]] = msgspec.json.Decoder(ServerMessage)
 _decoder: Final[msgspec.json.Decoder[ClientMessage]] = msgspec.json.Decoder(ClientMessage)
 _encoder: Final = msgspec.json.Encoder()
 
@@ -241,6 +277,15 @@ def decode(text: str) -> ClientMessage:
         return _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadMessage(f"not a coach.v1 message: {error}") from None
+
+
+def decode_own(data: bytes | msgspec.Raw) -> ServerMessage:
+    """Parse a message that a server has encoded.
+
+    Raises:
+      msgspec.DecodeError: it is none.
+    """
+    return _server_decoder.decode(data)
 
 
 def encode(message: ServerMessage | Welcome) -> bytes:

@@ -120,6 +120,7 @@ export class Link {
     }
     if (!this.#welcomed) {
       if (message.code === "unauthenticated") keep("student", null);
+      if (message.code === "bad_message") this.#resume = null;
       this.#busy = message.code === "overloaded";
       return; // a close follows
     }
@@ -135,7 +136,8 @@ export class Link {
 
   #open(welcome) {
     clearTimeout(this.#patience);
-    const resumed = welcome.session === this.#session;
+    // With a snapshot, something that was missed cannot be said again: as good as a new session.
+    const resumed = welcome.session === this.#session && !welcome.snapshot;
     if (!resumed) this.#seq = this.#acked = welcome.seq;
     this.#session = welcome.session;
     this.limits = welcome.limits ?? null;
@@ -149,7 +151,6 @@ export class Link {
 
   #lost() {
     clearTimeout(this.#patience);
-    if (!this.#welcomed) this.#resume = null; // whatever it was, it did not open the door
     this.#welcomed = false;
     this.#socket = null;
     this.#retry();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import struct
+from collections.abc import Callable
 
 import attrs
 import msgspec
@@ -16,8 +17,11 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
 from coach.session import wire
-from coach.session.outbox import KernelSocket, Outbox, OutboxStream, text_frame
+from coach.session.outbox import FRAME_BYTES, Outbox, payload_of, text_frame
+from coach.session.writer import KernelSocket, Socket, Writer, WriterStream
 from tests.support.cancels import cancel_at_step
+
+CLOSE = b"\x88\x02" + struct.pack("!H", 1013)
 
 
 @attrs.define
@@ -64,6 +68,16 @@ def messages(data: bytes | bytearray) -> list[dict[str, object]]:
     return found
 
 
+def connected(
+    socket: Socket, nursery: trio.Nursery, *, bytes_max: int, on_end: Callable[[str], None]
+) -> tuple[Outbox, Writer]:
+    """An outbox and the writer that it is connected to."""
+    writer = Writer(socket, nursery, bytes_max=bytes_max, on_end=on_end)
+    outbox = Outbox(bytes_max=0)
+    outbox.connect(writer)
+    return outbox, writer
+
+
 @given(st.integers(0, 200_000))
 def test_frames_are_rfc_6455_at_any_size(size: int) -> None:
     client = Connection(ConnectionType.CLIENT)
@@ -76,7 +90,7 @@ def test_frames_are_rfc_6455_at_any_size(size: int) -> None:
 async def test_messages_are_numbered_from_one_and_written_at_once() -> None:
     socket, ends = ScriptedSocket(), list[str]()
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=1000, on_end=ends.append)
+        outbox, _ = connected(socket, nursery, bytes_max=1000, on_end=ends.append)
         for text in "abc":
             outbox.send(wire.Delta(request="r", text=text))
         got = messages(socket.written)  # no checkpoint since: the calls themselves wrote
@@ -87,27 +101,30 @@ async def test_messages_are_numbered_from_one_and_written_at_once() -> None:
 async def test_a_blocked_socket_gets_everything_in_order() -> None:
     socket = ScriptedSocket(room=10)
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=100_000, on_end=lambda _: None)
+        outbox, writer = connected(socket, nursery, bytes_max=100_000, on_end=lambda _: None)
         for index in range(20):
             outbox.send(wire.Delta(request="r", text=str(index)))
             if index % 3 == 0:
-                outbox.write(b"\x8a\x00")  # the library's pong, in the middle of it
+                writer.write(b"\x8a\x00")  # the library's pong, in the middle of it
         for _ in range(400):
             socket.give(7)
             await wait_all_tasks_blocked()
     assert [m["text"] for m in messages(socket.written)] == [str(i) for i in range(20)]
-    assert outbox.pending == 0
+    assert writer.pending == 0
 
 
-async def test_a_slow_reader_is_reported_once_and_keeps_no_memory() -> None:
+async def test_a_slow_reader_is_reported_once_and_told_behind_what_waits() -> None:
     socket, ends = ScriptedSocket(room=0), list[str]()
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=200, on_end=ends.append)
+        outbox, writer = connected(socket, nursery, bytes_max=200, on_end=ends.append)
         for _ in range(50):
             outbox.send(wire.Delta(request="r", text="x" * 40))
         assert ends == ["slow_reader"]
-        assert outbox.closed
-        assert outbox.pending == 0
+        assert writer.closed
+        assert writer.pending <= 200 + len(CLOSE)
+        socket.give(1 << 20)
+        await wait_all_tasks_blocked()
+        assert messages(socket.written)[-1] == {"close": 1013}
         nursery.cancel_scope.cancel()
 
 
@@ -115,7 +132,7 @@ async def test_a_slow_reader_is_reported_once_and_keeps_no_memory() -> None:
 async def test_a_broken_socket_is_reported_once(blocked_first: bool) -> None:
     socket, ends = ScriptedSocket(room=0 if blocked_first else 1 << 20), list[str]()
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=ends.append)
+        outbox, _ = connected(socket, nursery, bytes_max=10_000, on_end=ends.append)
         if blocked_first:
             outbox.send(wire.Draining())
             await wait_all_tasks_blocked()
@@ -131,8 +148,8 @@ async def test_too_big_a_message_is_answered_by_a_typed_error_before_the_close_f
     """The library closes with 1009 by itself; the outbox owns the write side and explains it."""
     socket = ScriptedSocket()
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
-        stream = OutboxStream(trio.testing.memory_stream_pair()[0], outbox)
+        outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
+        stream = WriterStream(trio.testing.memory_stream_pair()[0], writer, outbox)
         await stream.send_all(b"\x88\x02" + struct.pack("!H", 1009))
         outbox.send(wire.Draining())  # nothing may follow a close frame
     error, close = messages(socket.written)
@@ -144,8 +161,8 @@ async def test_closing_waits_for_the_last_bytes_but_not_for_ever() -> None:
     for room, expected_s in ((1 << 20, 0.0), (0, 1.0)):
         socket = ScriptedSocket(room=0)
         async with trio.open_nursery() as nursery:
-            outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
-            stream = OutboxStream(trio.testing.memory_stream_pair()[0], outbox)
+            outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
+            stream = WriterStream(trio.testing.memory_stream_pair()[0], writer, outbox)
             outbox.send(wire.Draining())
             socket.give(room)
             began = trio.current_time()
@@ -159,28 +176,27 @@ async def test_what_ends_while_it_ends_is_not_reported_again() -> None:
     """The socket is closed with bytes still waiting: whoever closes it knows."""
     socket, ends = ScriptedSocket(room=0), list[str]()
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=ends.append)
+        outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=ends.append)
         outbox.send(wire.Draining())
         await wait_all_tasks_blocked()
-        outbox.abandon()
+        writer.abandon()
         socket.broken = True
         socket.give(0)
         await wait_all_tasks_blocked()
     assert ends == []
-    assert outbox.closed
+    assert writer.closed
 
 
 async def test_nothing_follows_a_close_frame() -> None:
     socket = ScriptedSocket(room=3)
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
+        outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
         outbox.send(wire.Draining())
-        outbox.close(b"\x88\x02" + struct.pack("!H", 1012))
+        writer.close(b"\x88\x02" + struct.pack("!H", 1012))
         outbox.send(wire.Delta(request="r", text="late"))
-        outbox.ping()
+        writer.ping()
         socket.give(1000)
         await wait_all_tasks_blocked()
-        assert outbox.seq == 1
     assert [m.get("type", m.get("close")) for m in messages(socket.written)] == ["draining", 1012]
 
 
@@ -204,23 +220,24 @@ def test_whatever_the_socket_takes_whole_frames_arrive_in_order(
     async def play() -> None:
         socket, ends, sent = ScriptedSocket(room=room), list[str](), 0
         async with trio.open_nursery() as nursery:
-            outbox = Outbox(socket, nursery, bytes_max=1000, on_end=ends.append)
+            outbox, writer = connected(socket, nursery, bytes_max=1000, on_end=ends.append)
             for kind, size in steps:
                 if kind == "send":
                     outbox.send(wire.Delta(request="r", text=f"{sent}:{'x' * size}"))
                     sent += 1
                 elif kind == "pong":
-                    outbox.write(bytes((0x8A, size)) + b"p" * size)
+                    writer.write(bytes((0x8A, size)) + b"p" * size)
                 elif kind == "room":
                     socket.give(size)
                 else:
                     await wait_all_tasks_blocked()
-                assert outbox.pending <= 1000
+                assert writer.pending <= 1000 + len(CLOSE)
             socket.give(1 << 20)
             await wait_all_tasks_blocked()
-            assert outbox.pending == 0
+            assert writer.pending == 0
             nursery.cancel_scope.cancel()
-        got = [str(m["text"]).partition(":")[0] for m in messages(socket.written)]
+        said = [m for m in messages(socket.written) if "close" not in m]
+        got = [str(m["text"]).partition(":")[0] for m in said]
         assert got == [str(index) for index in range(len(got))]
         assert len(got) == sent or ends == ["slow_reader"]
 
@@ -230,9 +247,11 @@ def test_whatever_the_socket_takes_whole_frames_arrive_in_order(
 async def test_the_rest_of_a_refused_message_is_read_and_dropped() -> None:
     """Else the socket is closed over unread bytes, and the reset overtakes the explanation."""
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None)
+        outbox, writer = connected(
+            ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None
+        )
         student, server = trio.testing.memory_stream_pair()
-        stream = OutboxStream(server, outbox)
+        stream = WriterStream(server, writer, outbox)
         await stream.send_all(b"\x88\x02" + struct.pack("!H", 1009))
         for _ in range(5):
             await student.send_all(b"x" * 1000)
@@ -244,9 +263,11 @@ async def test_the_rest_of_a_refused_message_is_read_and_dropped() -> None:
 
 async def test_a_student_who_breaks_off_ends_the_stream() -> None:
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None)
+        outbox, writer = connected(
+            ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None
+        )
         _, server = trio.testing.memory_stream_pair()
-        stream = OutboxStream(server, outbox)
+        stream = WriterStream(server, writer, outbox)
         await server.receive_stream.aclose()
         with pytest.raises(trio.ClosedResourceError):
             await stream.receive_some()
@@ -259,14 +280,14 @@ async def test_cancelled_at_any_step_closing_has_closed() -> None:
         n += 1
         socket = ScriptedSocket(room=3)
         async with trio.open_nursery() as nursery:
-            outbox = Outbox(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
+            outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
             student, server = trio.testing.memory_stream_pair()
-            stream = OutboxStream(server, outbox)
+            stream = WriterStream(server, writer, outbox)
             outbox.send(wire.Draining())
             with cancel_at_step(n) as scope:
                 await stream.aclose()
-            assert outbox.closed
-            assert outbox.pending == 0
+            assert writer.closed
+            assert writer.pending == 0
             assert stream.ended.is_set()
             assert await student.receive_some() == b""
             nursery.cancel_scope.cancel()
@@ -282,15 +303,17 @@ async def test_a_real_socket_takes_all_and_never_another_student_s_descriptor() 
     ends = list[str]()
     async with trio.open_nursery() as nursery:
         socket = trio.socket.from_stdlib_socket(near)
-        outbox = Outbox(KernelSocket(socket), nursery, bytes_max=4_000_000, on_end=ends.append)
+        outbox, writer = connected(
+            KernelSocket(socket), nursery, bytes_max=4_000_000, on_end=ends.append
+        )
         for index in range(500):
             outbox.send(wire.Delta(request="r", text=f"{index}:" + "x" * 2000))
-        assert outbox.pending > 0, "the kernel's buffer was larger than this test thought"
+        assert writer.pending > 0, "the kernel's buffer was larger than this test thought"
         student = trio.SocketStream(trio.socket.from_stdlib_socket(far))
         received = bytearray()
-        while outbox.pending or not received.endswith(b'"}'):
+        while writer.pending or not received.endswith(b'"}'):
             received += await student.receive_some()
-        await outbox.flush()
+        await writer.flush()
         socket.close()
         successor, other = stdlib_socket.socketpair()  # takes the number that has become free
         outbox.send(wire.Draining())
@@ -304,3 +327,52 @@ async def test_a_real_socket_takes_all_and_never_another_student_s_descriptor() 
     assert [str(m["text"]).partition(":")[0] for m in messages(received)] == [
         str(index) for index in range(500)
     ]
+
+
+def deltas(*texts: str) -> list[wire.Delta]:
+    return [wire.Delta(request="r", text=text) for text in texts]
+
+
+def texts_after(outbox: Outbox, seq: int) -> list[str] | None:
+    frames = outbox.after(seq)
+    return None if frames is None else [msgspec.json.decode(payload_of(f))["text"] for f in frames]
+
+
+@given(st.integers(0, 70_000))
+def test_a_frame_gives_back_what_was_framed(size: int) -> None:
+    assert payload_of(text_frame(b"x" * size)) == b"x" * size
+
+
+@given(st.lists(st.integers(0, 12), max_size=8), st.integers(0, 14))
+def test_what_was_not_acknowledged_is_kept_and_nothing_else(acks: list[int], seen: int) -> None:
+    """An acknowledgement that goes back, or beyond what was said, changes no other message."""
+    outbox, acked = Outbox(bytes_max=1 << 16), 0
+    for message in deltas(*"abcdefghij"):
+        outbox.send(message)
+    for seq in acks:
+        outbox.ack(seq)
+        acked = max(acked, min(seq, 10))
+    expected = list("abcdefghij"[seen:]) if acked <= seen <= 10 else None
+    assert texts_after(outbox, seen) == expected
+    assert (outbox.kept == 0) == (acked == 10)
+
+
+def test_more_than_may_be_kept_goes_the_oldest_first() -> None:
+    outbox = Outbox(bytes_max=4 * (100 + FRAME_BYTES))
+    for message in deltas(*"abcdefghij"):
+        outbox.send(message)
+        assert outbox.kept <= 4 * (100 + FRAME_BYTES)
+    assert texts_after(outbox, 0) is None
+    assert texts_after(outbox, 7) == ["h", "i", "j"]
+
+
+async def test_a_snapshot_larger_than_the_buffer_leaves_room_for_what_comes() -> None:
+    socket, ends = ScriptedSocket(room=10), list[str]()
+    async with trio.open_nursery() as nursery:
+        outbox, _ = connected(socket, nursery, bytes_max=200, on_end=ends.append)
+        outbox.send(wire.Delta(request="r", text="x" * 5_000))
+        outbox.send(wire.Delta(request="r", text="y"))
+        socket.give(1 << 20)
+        await wait_all_tasks_blocked()
+    assert [m["seq"] for m in messages(socket.written)] == [1, 2]
+    assert ends == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf
 from typing import Any, cast
 
 import attrs
@@ -32,14 +33,26 @@ class Fake:
     ended: list[str] = attrs.field(factory=list)
     drained: list[float] = attrs.field(factory=list)
     received_at: float = 0.0
+    kept_at: float = inf
     turns_running: int = 1
 
+    org: str = "school"
+    is_over: bool = False
+
     @property
-    def stream(self) -> Fake:
+    def user(self) -> str:
+        return self.id
+
+    @property
+    def identity(self) -> Fake:
         return self
 
     @property
-    def outbox(self) -> Fake:
+    def link(self) -> Fake:
+        return self
+
+    @property
+    def writer(self) -> Fake:
         return self
 
     def ping(self) -> None:
@@ -48,38 +61,38 @@ class Fake:
     def deliver(self, submission: str, answer: object) -> None:
         self.mail.append((submission, answer))
 
-    def end(self, reason: str) -> None:
+    def cut(self, reason: str) -> None:
         self.ended.append(reason)
 
-    def drain(self, drain_s: float) -> None:
-        self.drained.append(drain_s)
+    def drain(self, *, begin_s: float, close_s: float) -> None:
+        self.drained += [begin_s, close_s]
 
 
 def registry(*names: str) -> tuple[Sessions, list[Any]]:
-    sessions = Sessions(connections_per_user=2, ping_s=20.0, drain_s=5.0)
+    services = World(says()).services()
+    sessions = Sessions(services, cast("Any", None), services.settings, cast("Any", None))
     fakes = [Fake(name) for name in names]
     for fake in fakes:
-        sessions.add(cast("Any", fake), org="school", user=fake.id)
+        sessions._by_id[fake.id] = cast("Any", fake)
+        sessions.enter(cast("Any", fake))
     return sessions, fakes
 
 
 def test_connections_are_counted_per_user_of_an_org() -> None:
-    sessions, _ = registry()
-    one, two, three = (cast("Any", Fake(name)) for name in "abc")
-    sessions.add(one, org="school", user="ana")
-    sessions.add(two, org="school", user="ana")
+    sessions, _ = registry("ana")
+    second, third = (cast("Any", Fake("ana")) for _ in range(2))
+    sessions.enter(second)
     with pytest.raises(Overloaded, match="2 connections") as refused:
-        sessions.add(three, org="school", user="ana")
+        sessions.enter(third)
     assert refused.value.retry_after_s
-    sessions.add(three, org="other school", user="ana")
-    assert (len(sessions), sessions.turns_running) == (3, 3)
-    for session, org in ((two, "school"), (one, "school"), (three, "other school")):
-        sessions.discard(session, org=org, user="ana")
-    assert not sessions._by_id
+    other = cast("Any", Fake("ana", org="other school"))
+    sessions.enter(other)
+    for session in (second, other, sessions._by_id["ana"]):
+        sessions.leave(session)
     assert not sessions._by_user
 
 
-async def test_draining_is_told_to_all_once_and_takes_nobody_in() -> None:
+async def test_draining_is_told_to_one_after_the_other_once_and_takes_nobody_in() -> None:
     sessions, fakes = registry("ana", "bo")
     terminated = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -88,9 +101,9 @@ async def test_draining_is_told_to_all_once_and_takes_nobody_in() -> None:
         await wait_all_tasks_blocked()
         assert not sessions.draining
         terminated.set()
-    assert [fake.drained for fake in fakes] == [[5.0], [5.0]]
+    assert [fake.drained for fake in fakes] == [[0.0, 3.5], [1.25, 3.5]]
     with pytest.raises(Overloaded):
-        sessions.add(cast("Any", Fake("late")), org="school", user="late")
+        sessions.enter(cast("Any", Fake("late")))
 
 
 async def test_the_silent_are_pinged_and_the_dead_let_go() -> None:
@@ -209,8 +222,8 @@ async def test_redis_away_loses_no_mail_and_is_asked_gently() -> None:
 
 async def test_mail_goes_all_the_way_to_the_student() -> None:
     world, mailbox = World(says()), Mailbox()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.sessions.run_mailbox, cast("Any", mailbox), "w-test")
+    async with world.at_home() as sessions, trio.open_nursery() as nursery:
+        nursery.start_soon(sessions.run_mailbox, cast("Any", mailbox), "w-test")
         async with world.student() as student:
             await student.submit()
             await student.receive()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -25,8 +25,17 @@ from coach.grading import (
 )
 from coach.ops import Costs, Flag, Flags
 from coach.providers import Completion, Estimator, FirstTokens, Prompt, Pseudonyms, Sink, Usage
-from coach.session import Authority, Pacer, Route, Services, Sessions, serve_session
+from coach.session import (
+    Authority,
+    Pacer,
+    Route,
+    Services,
+    Sessions,
+    open_sessions,
+    serve_session,
+)
 from coach.session.auth import Identity
+from coach.session.resume import Claim, Kept, Tail, claim_of
 from coach.store import ConnectionLost
 from tests.support.costs import new_costs
 from tests.support.warmth import no_warmth
@@ -100,6 +109,76 @@ class ScriptedLeave:
             self.told.append(how)
 
 
+@attrs.define(eq=False)
+class FakeRecords:
+    """`Records` without Redis, as the scripts have it; letters arrive at once."""
+
+    sessions: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    tails: dict[str, list[bytes]] = attrs.field(factory=dict)
+    workers: dict[str, Sessions] = attrs.field(factory=dict)
+    dead: set[str] = attrs.field(factory=set)
+    """Workers whose mail nobody reads."""
+    trip_s: float = 0.001
+    away: bool = False
+    trips: int = 0
+
+    async def _trip(self) -> None:
+        self.trips += 1
+        await trio.sleep(self.trip_s)
+        if self.away:
+            raise ConnectionLost("no redis")
+
+    async def keep(
+        self,
+        session: str,
+        *,
+        worker: str,
+        epoch: int,
+        fields: Mapping[str, str | bytes],
+        said: Sequence[bytes],
+        tail: Tail,
+        parted: bool,
+    ) -> Kept:
+        await self._trip()
+        record = self.sessions.setdefault(session, {"epoch": epoch, "worker": worker})
+        if record.get("revoked"):
+            return "revoked"
+        if record["epoch"] != epoch or record["worker"] not in {worker, ""}:
+            return "moved"
+        record["worker"] = "" if parted else worker
+        record |= {k: v.encode() if isinstance(v, str) else v for k, v in fields.items()}
+        if tail != "append":
+            self.tails.pop(session, None)
+        self.tails.setdefault(session, []).extend(said)
+        return "kept"
+
+    async def claim(
+        self, session: str, *, digest: str, identity: Identity | None, worker: str, then: str
+    ) -> Claim | None:
+        await self._trip()
+        record = self.sessions.get(session)
+        if record is None or record.get("revoked"):
+            return None
+        if digest.encode() not in {record["token"], record["previous"]}:
+            return None
+        if identity is not None and identity.user.encode() != record["user"]:
+            return None
+        holder = record["worker"]
+        record["epoch"] += 1
+        record |= {"worker": worker, "token": then.encode(), "previous": digest.encode()}
+        fields = {k: v for k, v in record.items() if k not in {"epoch", "worker"}}
+        return claim_of(holder, record["epoch"], fields, tuple(self.tails.get(session, ())))
+
+    async def post(self, to: str, *letters: Mapping[str, str | bytes]) -> None:
+        await self._trip()
+        if to in self.dead or to not in self.workers:
+            return
+        for letter in letters:
+            self.workers[to]._deliver(
+                {k.encode(): v if isinstance(v, bytes) else v.encode() for k, v in letter.items()}
+            )
+
+
 @attrs.define
 class World:
     """The scripted parts. `script` is what the provider does for each request."""
@@ -136,9 +215,12 @@ class World:
     """How long that takes; beyond 8, as long again, and the student is told."""
     no_grade: Exception | None = None
     """Why it comes to nothing."""
-    sessions: Sessions = attrs.field(
-        factory=lambda: Sessions(connections_per_user=2, ping_s=20.0, drain_s=5.0)
-    )
+    records: Any = attrs.field(factory=FakeRecords)
+    """In place of Redis; worlds that share it are workers of one coach."""
+    worker: str = "w-test"
+    session: config.Session = attrs.field(factory=lambda: config.Session(detached_s=0))
+    """By default a session ends with its connection."""
+    _open: Sessions | None = None  # while somebody is connected, or `at_home` lasts
 
     rollout: config.Rollout = attrs.field(factory=config.Rollout)
     own_limits: config.Limits = attrs.field(factory=config.Limits)
@@ -151,6 +233,7 @@ class World:
     patiences: list[object] = attrs.field(factory=list)
     """How long each admission might wait for Redis."""
     estimator: Estimator = attrs.field(factory=Estimator)
+    _left: int = 0  # sessions that were open when the worker ended
     name: str = "scripted"
     model: str = "script-1"
 
@@ -241,8 +324,13 @@ class World:
 
     def services(self, **server: object) -> Services:
         return Services(
-            settings=config.Settings(server=config.Server(**server)),  # type: ignore[arg-type]
-            worker="w-test",
+            settings=config.Settings(
+                server=config.Server(
+                    **{"connections_per_user": 2, "drain_s": 5.0, **server}  # type: ignore[arg-type]
+                ),
+                session=self.session,
+            ),
+            worker=self.worker,
             authority=AUTHORITY,
             limits=cast("Any", self),
             local_limits=LocalLimits(self.own_limits),
@@ -278,16 +366,48 @@ class World:
     async def connected(self, **server: object) -> AsyncIterator[Client]:
         """A WebSocket to a session of this world, before hello."""
         near, far = wire_pair()
-        async with trio.open_nursery() as served:
-            served.start_soon(serve_session, far, self.services(**server), self.sessions)
+        async with self.at_home(**server) as sessions, trio.open_nursery() as served:
+            served.start_soon(serve_session, far, sessions._services, sessions)
             async with open_client(near) as client:
                 yield client
+
+    @asynccontextmanager
+    async def at_home(self, **server: object) -> AsyncIterator[Sessions]:
+        """The worker of this world; entered again, the same one."""
+        if self._open is not None:
+            yield self._open
+            return
+        services = self.services(**server)
+        async with open_sessions(services, self.records, services.settings) as sessions:
+            if isinstance(self.records, FakeRecords):
+                self.records.workers[self.worker] = sessions
+            self._open = sessions
+            try:
+                yield sessions
+                with trio.move_on_after(10):
+                    while any(session.is_over for session in sessions._by_id.values()):  # noqa: ASYNC110
+                        await trio.sleep(0.1)
+            finally:
+                self._open = None
+        self._left = len(sessions)
+
+    async def serve(self, connection: Wired, **server: object) -> None:
+        """`serve_session`, on this world's worker."""
+        async with self.at_home(**server) as sessions:
+            await serve_session(connection, sessions._services, sessions)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The registry, while somebody is connected."""
+        assert self._open is not None
+        return self._open
 
     @property
     def balanced(self) -> bool:
         """Nothing is reserved or streaming, and no session is registered."""
         held = self.limits.open or self.budget.open or self.streams_open or self.grading_open
-        return not (held or len(self.sessions))
+        left = self._left if self._open is None else len(self._open)
+        return not (held or left)
 
     @property
     def session_id(self) -> str:
@@ -344,10 +464,12 @@ class Client:
             assert message["seq"] == self.seq, message
         return message
 
-    async def hello(self, user: str = "ana") -> dict[str, Any]:
+    async def hello(self, user: str = "ana", **more: object) -> dict[str, Any]:
         token, _ = AUTHORITY.issue(user=user, org="school", role="student")
-        await self.send(type="hello", token=token)
+        await self.send(type="hello", token=token, **more)
         self.welcome = await self.receive()
+        if self.welcome["type"] == "welcome":
+            self.seq = self.welcome["seq"]
         return self.welcome
 
     async def ask(self, request: str, *, draft: str = "d", text: str = "The sea was calm.") -> None:
