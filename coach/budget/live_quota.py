@@ -48,7 +48,11 @@ async def say_quota(
     """
     named = {
         f"{field}_per_minute": limits[dimension]
-        for field, dimension in zip(_FIELDS, DIMENSIONS, strict=True)
+        if may_exceed or not configured
+        else min(limits[dimension], configured)
+        for field, dimension, configured in zip(
+            _FIELDS, DIMENSIONS, Capacity.of(provider.quota, settings).quota, strict=True
+        )
         if dimension in limits
     }
     capacity = Capacity.of(msgspec.structs.replace(provider.quota, **named), settings)

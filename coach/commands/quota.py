@@ -121,14 +121,19 @@ async def _standing(
     ) as budget:
         statistics = await budget.statistics()
         capacity = budget.capacity
+    quota = {name: limit for name, limit in zip(DIMENSIONS, capacity.quota, strict=True) if limit}
+    left = {
+        name: max(
+            0,
+            limit * settings.budget.hard_percent // 100 - round(statistics.used[name] * limit),
+        )
+        for name, limit in quota.items()
+    }
     return {
         "endpoint": provider.name,
-        "quota": {
-            dimension: limit
-            for dimension, limit in zip(DIMENSIONS, capacity.quota, strict=True)
-            if limit
-        },
+        "quota": quota,
         "used": statistics.used,
+        "left": left,
         "line": statistics.line,
         "gate_s": statistics.gate_s,
         "said_for_s": await said_for_s(redis, provider.name),
@@ -146,6 +151,7 @@ def _provider(settings: config.Settings, name: str) -> config.Provider:
 def _said(endpoint: dict[str, Any]) -> str:
     parts = [
         f"{dimension} {limit:,} a minute, {endpoint['used'].get(dimension, 0.0):.0%} used"
+        f" and {endpoint['left'][dimension]:,} left"
         for dimension, limit in endpoint["quota"].items()
     ] or ["no quota"]
     waiting = sum(endpoint["line"].values())

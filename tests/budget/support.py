@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from functools import cache
 
 import attrs
 import pytest
+import trio
 
 from coach.budget.quota import NOTHING, Amounts
 from coach.store import Redis, Script, script
@@ -113,3 +116,18 @@ async def assert_nothing_left(
     assert await line_of(redis, endpoint) == []
     assert await tickets_of(redis, endpoint) == {}
     assert window.sum == window.in_buckets == used
+
+
+async def open_holder(module: str, *arguments: str) -> tuple[trio.Process, bytes]:
+    """A worker of `tests.budget` in a process of its own, and what it said until `holding`."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", f"tests.budget.{module}", *arguments], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    said, end = b"", b"holding\n"
+    with trio.fail_after(20):
+        while not said.endswith(end):
+            piece = await process.stdout.receive_some()
+            assert piece, said
+            said += piece
+    return process, said.removesuffix(end)

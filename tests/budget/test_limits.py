@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from tests.support.cancels import cancel_at_step
 from tests.support.valkey import open_test_redis
 
 from .limits_worker import HELD, HELD_TOKENS, SETTINGS, TURNS
-from .support import Clock, Window, read_window, use_clock
+from .support import Clock, Window, open_holder, read_window, use_clock
 
 pytestmark = pytest.mark.real_time
 
@@ -570,18 +568,8 @@ async def test_of_a_killed_process_only_what_was_really_used_remains(tmp_path: P
 
 async def open_worker(url: str, seed: int) -> tuple[trio.Process, list[int]]:
     """One that holds what it holds, and what it has used before."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "tests.budget.limits_worker", url, str(seed)],
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    said = b""
-    with trio.fail_after(20):
-        while not said.endswith(b"holding\n"):
-            piece = await process.stdout.receive_some()
-            assert piece, said
-            said += piece
-    return process, [int(line.split()[1]) for line in said.splitlines()[:-1]]
+    process, said = await open_holder("limits_worker", url, str(seed))
+    return process, [int(line.split()[1]) for line in said.splitlines()]
 
 
 # -- known failures elsewhere ---------------------------------------------------------------------

@@ -53,13 +53,13 @@ async def test_an_operator_sees_a_quota_and_changes_it_for_all_workers(tmp_path:
         async with budget.admit(Ask(1, 1_000), lane="interactive", org="o") as admission:
             admission.settle(Ask(1, 1_000))
         assert await say("show") == (
-            "opus: requests 100 a minute, 1% used; output 10,000 a minute, 10% used"
-            " (from the settings)\n"
+            "opus: requests 100 a minute, 1% used and 94 left;"
+            " output 10,000 a minute, 10% used and 8,500 left (from the settings)\n"
         )
         said = await say("set", "opus", "--output-tokens", "2000", "--hours", "2")
         assert said == (
-            "opus: requests 100 a minute, 1% used; output 2,000 a minute, 50% used"
-            " (set by coach quota, for 2.0 h)\n"
+            "opus: requests 100 a minute, 1% used and 94 left;"
+            " output 2,000 a minute, 50% used and 900 left (set by coach quota, for 2.0 h)\n"
         )
         # the worker follows with its next request: 1,000 and 1,000 are more than its hard share
         with trio.move_on_after(0.3) as scope:
@@ -68,7 +68,7 @@ async def test_an_operator_sees_a_quota_and_changes_it_for_all_workers(tmp_path:
         assert scope.cancelled_caught
 
         # without --may-exceed, no more than the settings say
-        await say("set", "opus", "--output-tokens", "50000")
+        assert "output 10,000 a minute" in await say("set", "opus", "--output-tokens", "50000")
         async with budget.admit(Ask(1, 8_000), lane="interactive", org="o"):
             pass
         with trio.move_on_after(0.3) as scope:
