@@ -29,8 +29,9 @@ from quart_trio.asgi import TrioASGILifespan
 
 from . import config, edge
 from .backend import Backend, benches_of, open_backend
-from .bridge import bridge, run_sampler
+from .bridge import Erase, bridge, run_sampler, write_audit
 from .budget import LocalLimits, open_user_limits
+from .erasure import erase_user
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
 from .grading import AtOnce, Calibrations, Desk, Latencies, Reviews, delivery_desk
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
@@ -468,6 +469,24 @@ async def _queue() -> dict[str, Any]:
     statistics = await desk.queue.statistics()
     dead = [job async for job in desk.jobs("dead", newest_first=True, count_max=DEAD_SHOWN)]
     return {**attrs.asdict(statistics), "dead_letters": [attrs.asdict(job) for job in dead]}
+
+
+@app.delete("/api/users/<user>")
+async def _erase(user: str) -> dict[str, Any]:
+    """Leave nothing of a user of `org` (the operator's own, if it is not said); for operators."""
+    identity = await _caller()
+    if identity.role != "operator":
+        raise Forbidden("users are erased by operators: coach token --role operator")
+    backend = app.opened().backend
+    org = request.args.get("org", identity.org)
+    pseudonym = backend.pseudonyms.of(org=org, user=user)
+    await write_audit(
+        backend.redis,
+        who=f"{identity.org}/{identity.user}",
+        action=Erase(org=org, pseudonym=pseudonym),
+    )
+    erased = await erase_user(backend.redis, backend.queue, app.settings, org=org, user=user)
+    return attrs.asdict(erased)
 
 
 async def _caller() -> Identity:

@@ -206,6 +206,14 @@ class SetFlag(msgspec.Struct, tag="flag", frozen=True, forbid_unknown_fields=Tru
     percent: int | None
 
 
+class Erase(msgspec.Struct, tag="erase", frozen=True):
+    """Leave nothing of a user, who is not named here: that would be something."""
+
+    org: str
+    pseudonym: str
+    """As providers know the user."""
+
+
 class Breaker(msgspec.Struct, tag="breaker", frozen=True, forbid_unknown_fields=True):
     """Leave a provider alone for a while, or let requests in again."""
 

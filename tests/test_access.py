@@ -39,6 +39,7 @@ ACCESS: Final = {
     ("GET", "/api/reviews/<submission>"): EDUCATORS,  # and only of their org: see test_app
     ("GET", "/api/costs"): STAFF,
     ("GET", "/api/queue"): OPERATORS,
+    ("DELETE", "/api/users/<user>"): OPERATORS,
     ("GET", "/api/ops/stream"): OPERATORS,
     ("GET", "/api/ops/audit"): OPERATORS,
     ("GET", "/api/ops/dead"): OPERATORS,
@@ -67,11 +68,12 @@ async def test_each_route_lets_in_whom_the_table_names_and_nobody_else(tmp_path:
     async with opened(tmp_path) as served:
         for (method, rule), welcome in ACCESS.items():
             path = rule.replace("<submission>", "s-1").replace("<path:filename>", "index.html")
+            path = path.replace("<user>", "nobody")
             for role in (None, *ROLES):
                 if role in welcome and rule == ENDLESS:
                     continue  # test_bridge listens to it
                 headers = {} if role is None else served.bearer(role=role)
-                ask = client.get if method == "GET" else client.post
+                ask = getattr(client, method.lower())
                 response = await ask(path, headers=headers)
                 said = await response.get_data(as_text=False)
                 wanted = {401} if role is None else {403}
@@ -93,7 +95,7 @@ async def test_a_token_of_nobody_gets_no_further_than_none(tmp_path: Path) -> No
             for header in NO_TOKENS:
                 path = rule.replace("<submission>", "s-1")
                 headers = {"Authorization": header}
-                ask = client.get if method == "GET" else client.post
+                ask = getattr(client, method.lower())
                 response = await ask(path, headers=headers)
                 assert response.status_code == 401, (method, path, header)
 

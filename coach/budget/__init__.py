@@ -5,7 +5,7 @@ from .limits import Reservation, UserLimits, open_user_limits
 from .live_quota import said_for_s, say_quota, unsay_quota
 from .local_limits import LocalLimits
 from .quota import DIMENSIONS, LANES, Ask, Lane
-from .rules import LIMIT_MAX, Limit, Rule, set_rule, show_limits, show_rules
+from .rules import LIMIT_MAX, Limit, Rule, erase_user, set_rule, show_limits, show_rules
 from .scripts import Patience
 from .ungoverned import FreeAdmission, Ungoverned
 
@@ -26,6 +26,7 @@ __all__ = [
     "Rule",
     "Ungoverned",
     "UserLimits",
+    "erase_user",
     "open_endpoint_budget",
     "open_user_limits",
     "said_for_s",

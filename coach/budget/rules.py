@@ -139,6 +139,21 @@ async def set_rule(
     )
 
 
+async def erase_user(redis: Redis, *, org: str, user: str) -> int:
+    """Forget what a user has used of the last minute, and their own rule; how many of them were.
+
+    Reservations that stand now are settled, or lapse: two minutes later nothing of them is left.
+
+    Raises:
+      RedisError: no answer.
+    """
+    keys = keys_of(org=org, user=user)
+    pipeline = redis.pipeline()
+    pipeline.execute_command("DEL", *keys.of_user)
+    pipeline.execute_command("HDEL", keys.rules, keys.field)
+    return sum(await pipeline.execute())
+
+
 def limits_in(settings: config.Limits) -> tuple[int, ...]:
     """The limits of the settings in the order of `NAMES`."""
     return tuple(getattr(settings, f"{name}_per_minute") for name in NAMES)

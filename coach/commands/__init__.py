@@ -3,7 +3,7 @@
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import calibrate, costs, evaluate, flags, limits, queue, quota, sessions, webhooks
+from . import calibrate, costs, evaluate, flags, limits, queue, quota, sessions, users, webhooks
 from .options import ConfigOption, DataDirOption, load
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "queue",
     "quota",
     "sessions",
+    "users",
     "webhooks",
 ]

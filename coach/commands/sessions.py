@@ -39,5 +39,5 @@ def revoke(
     if session is None and not user:
         raise ConfigurationError("say which session, or --org and --user")
     settings = load(config_file, data_dir)
-    count = ask_redis(settings, partial(revoke_sessions, org=org, user=user, session=session))
-    typer.echo(f"{count} revoked")
+    revoked = ask_redis(settings, partial(revoke_sessions, org=org, user=user, session=session))
+    typer.echo(f"{len(revoked)} revoked")

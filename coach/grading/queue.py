@@ -378,6 +378,24 @@ class Queue:
             ),
         )
 
+    async def erase(self, org: str, user: str) -> list[str]:
+        """Leave nothing of what a user has handed in; returns the ids.
+
+        Looks at every record that is kept of the org's shard: one round trip for each.
+
+        Raises:
+          RedisError: some may be left; do it again.
+        """
+        shard, erased = self.shard(org), []
+        async for key in self._redis.scan_keys(self.keys.record(shard, "*")):
+            id_ = key.decode().removeprefix(self.keys.record(shard, ""))
+            (said,) = await self.keys.run(
+                self._redis, "queue_erase", shard, id_, user, org, record=id_
+            )
+            if said == b"erased":
+                erased.append(id_)
+        return erased
+
     # -- for graders ---------------------------------------------------------------------------
 
     async def claim(self, shard: int, lanes: Sequence[Lane]) -> Claim | float | None:

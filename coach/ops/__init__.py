@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import health, log, metrics
-from .bill import Bill, Question, ask_for_bill, read_bill
+from .bill import Bill, Question, ask_for_bill, erase_user, read_bill
 from .costs import BudgetExhausted, Costs, Reason, open_costs
 from .flags import FLAGS, Flag, Flags, read_flags, write_flag
 from .prices import Prices, TokenPrice, TokenUsage, load_prices
@@ -24,6 +24,7 @@ __all__ = [
     "TokenUsage",
     "Vitals",
     "ask_for_bill",
+    "erase_user",
     "health",
     "load_prices",
     "log",

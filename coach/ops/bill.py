@@ -16,7 +16,7 @@ import attrs
 import msgspec
 
 from ..errors import BadMessage
-from ..store import Redis
+from ..store import Redis, script
 from .costs import HOUR_S, MEASURES, NANO_AT, ORGS, Amounts, Keys, _add
 from .prices import Prices
 
@@ -28,6 +28,8 @@ _TIMES: Final = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
 HOURS_PER_READ: Final = 100
 """Hours fetched in one round trip."""
 ORGS_MAX: Final = 100_000
+NOBODY: Final = ""
+"""Whose costs those of erased users are."""
 
 
 @attrs.frozen(kw_only=True)
@@ -195,6 +197,22 @@ async def _cells(
                 values = msgspec.json.decode(field, type=list[str])
                 values = values if question.needs_users else ["", *values]
                 yield hour, values, [int(amount) for amount in amounts.split()]
+
+
+async def erase_user(redis: Redis, *, org: str, user: str) -> int:
+    """Book what a user has cost on nobody; all sums stay. Returns in how many hours there was any.
+
+    What processes have not yet written comes in with their next flush (`costs.flush_s`).
+
+    Raises:
+      RedisError: it is away; some hours may be left.
+    """
+    keys = Keys.of(org)
+    whose, nobody = (msgspec.json.encode([name]).decode()[:-1] + "," for name in (user, NOBODY))
+    count = 0
+    for hour in await redis.execute_command("ZRANGE", keys.hours, 0, -1):
+        count += bool(await script("cost_erase")(redis, [keys.users(int(hour))], [whose, nobody]))
+    return count
 
 
 # -- budgets -----------------------------------------------------------------------------------

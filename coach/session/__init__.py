@@ -6,7 +6,7 @@ from .auth import Authority, Identity, open_authority
 from .link import Connection, serve_session
 from .pacer import Pacer
 from .registry import Sessions, open_sessions
-from .resume import Records, revoke_sessions
+from .resume import Records, erase_mail, revoke_sessions
 from .services import Route, Services
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Route",
     "Services",
     "Sessions",
+    "erase_mail",
     "open_authority",
     "open_sessions",
     "revoke_sessions",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal, cast, final
 
 import attrs
@@ -27,8 +27,6 @@ from .auth import Identity, Role
 from .wire import DraftCopy, FeedbackCopy
 
 SECRET_BYTES: Final = 32
-SCAN_COUNT: Final = 1_000
-"""Keys looked at in one round trip."""
 MAIL_MAX: Final = 10_000
 """Letters that a worker's mailbox holds, about."""
 MAIL_S: Final = 600
@@ -211,8 +209,8 @@ def claim_of(
 
 async def revoke_sessions(
     redis: Redis, *, org: str = "", user: str = "", session: str | None = None
-) -> int:
-    """Make sessions void, with drafts and all: one, or all of a user. Returns how many were not.
+) -> list[str]:
+    """Make sessions void, with drafts and all: one, or all of a user. Returns those that were not.
 
     Their workers are told, and cut a client that is connected: within a second.
 
@@ -227,12 +225,39 @@ async def revoke_sessions(
     """
     records = Records(redis, config.Session())
     if session is not None:
-        return int(await records.revoke(session, user=user, org=org))
+        return [session] * await records.revoke(session, user=user, org=org)
     assert user
-    count = 0
-    async for key in redis.scan_iter("session:*", count=SCAN_COUNT):
+    revoked = []
+    async for key in redis.scan_keys("session:*"):
         name = key.decode().partition("{")[2].removesuffix("}")
-        count += await records.revoke(name, user=user, org=org)
+        if await records.revoke(name, user=user, org=org):
+            revoked.append(name)
+    return revoked
+
+
+async def erase_mail(
+    redis: Redis, *, sessions: Collection[str], submissions: Collection[str]
+) -> int:
+    """Take what is about these out of every worker's mailbox; returns how many letters.
+
+    But for the letters that say that a session is void.
+
+    Raises:
+      RedisError: it is away; some may be left.
+    """
+    count = 0
+    names = {name.encode() for name in sessions}
+    ids = {id_.encode() for id_ in submissions}
+    async for key in redis.scan_keys("mail:*"):
+        entries = await redis.execute_command("XRANGE", key, "-", "+")
+        found = [
+            entry
+            for entry, fields in entries
+            if (fields.get(b"session") in names and fields.get(b"kind") != b"revoked")
+            or fields.get(b"submission") in ids
+        ]
+        if found:
+            count += await redis.execute_command("XDEL", key, *found)
     return count
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, final
 
@@ -101,6 +101,13 @@ class Cluster:
         """See `Transport`; all keys share a hash tag."""
         slot = common_slot(commands)
         return await self._redirected(slot, partial(_send_batch, commands, transaction))
+
+    async def scan(self, pattern: str) -> AsyncGenerator[bytes, None]:
+        """See `Transport`."""
+        await self._refresh()
+        for address in {owner for owner in self._owners if owner}:
+            async for key in self._node(address).server.scan(pattern):
+                yield key
 
     async def run(self) -> None:
         """See `Transport`."""

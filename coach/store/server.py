@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, final
 
 import attrs
@@ -18,6 +18,8 @@ from .wire import Command, Limits, Wire, pack
 
 MARKER: Final = "sync"
 """The key that WAITAOF writes, for a second."""
+SCANNED: Final = 1_000
+"""Keys looked at in one round trip."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +51,10 @@ class Transport(Protocol):
 
     async def request_batch(self, commands: Sequence[Command], transaction: bool) -> list[Any]:
         """A reply for each; error replies are returned, a refused transaction is raised."""
+        ...
+
+    def scan(self, pattern: str) -> AsyncGenerator[bytes, None]:
+        """Every key like `pattern`, wherever it lies; see `Redis.scan_keys`."""
         ...
 
     async def run(self) -> None:
@@ -106,6 +112,19 @@ class Server:
             return await self._blocking.request(commands)
         data = b"".join([pack(command) for command in commands])
         return await self._link.request(data, len(commands))
+
+    async def scan(self, pattern: str) -> AsyncGenerator[bytes, None]:
+        """See `Transport`."""
+        cursor = b"0"
+        while True:
+            reply = await self.request(("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED))
+            if isinstance(reply, Exception):
+                raise reply
+            cursor, keys = reply
+            for key in keys:
+                yield key
+            if cursor == b"0":
+                return
 
     async def run(self) -> None:
         """See `Transport`."""

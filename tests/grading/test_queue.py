@@ -299,6 +299,21 @@ async def _refuses_everything(queue: Queue, claim: Claim) -> None:
     assert not await queue.release(claim)
 
 
+async def test_of_a_user_who_is_erased_no_job_stays_and_none_comes_back(tmp_path: Path) -> None:
+    """Its grader may still be at work: it finds that it has lost the job."""
+    async with open_test_queue(tmp_path) as (queue, redis):
+        for id_ in ("s1", "s2"):
+            await queue.submit(essay(id_))
+        await queue.submit(essay("other", user="eve"))
+        claim = await take(queue)
+        assert await queue.erase("school", "ana") == []
+        assert sorted(await queue.erase("school", essay().user)) == ["s1", "s2"]
+        await _refuses_everything(queue, claim)
+        assert [await queue.get("school", id_) for id_ in ("s1", "s2")] == [None, None]
+        assert (await take(queue)).id == "other"
+        assert await broken_invariants(redis) == []
+
+
 async def test_a_heartbeat_keeps_a_lease_that_would_have_run_out(tmp_path: Path) -> None:
     async with open_test_queue(tmp_path, lease_s=0.15, heartbeat_s=0.05) as (queue, _):
         await queue.submit(essay())

@@ -93,13 +93,13 @@ async def test_what_was_revoked_is_neither_claimed_nor_written(tmp_path: Path) -
     async with open_test_redis(tmp_path) as redis:
         records = Records(redis, config.Session())
         await keep(redis, said=(b'"a"',))
-        assert await revoke_sessions(redis, user="eve", org="school", session="s") == 0
-        assert await revoke_sessions(redis, user="eve", org="school") == 0
-        assert await revoke_sessions(redis, user="ana", org="school") == 1
-        assert await revoke_sessions(redis, user="ana", org="school") == 0
-        assert await revoke_sessions(redis, session="s") == 0
+        assert await revoke_sessions(redis, user="eve", org="school", session="s") == []
+        assert await revoke_sessions(redis, user="eve", org="school") == []
+        assert await revoke_sessions(redis, user="ana", org="school") == ["s"]
+        assert await revoke_sessions(redis, user="ana", org="school") == []
+        assert await revoke_sessions(redis, session="s") == []
         assert await keep(redis) == "revoked"
-        assert await redis.hkeys("session:{s}") == [b"user", b"org", b"revoked"], "no draft stays"
+        assert await redis.hkeys("session:{s}") == [b"revoked"], "nothing else stays"
         assert not await records.claim("s", digest="t1", identity=ANA, worker="w-2", then="t2")
         assert await redis.xlen("mail:w-1") == 1
 

@@ -61,6 +61,7 @@ async def test_commands_reach_the_nodes_of_their_keys(tmp_path: Path) -> None:
             await redis.set(f"k{number}", number)
         assert [int(await redis.execute_command("GET", f"k{n}")) for n in range(60)] == [*range(60)]
         assert min([await node.ask("DBSIZE") for node in nodes]) > 5
+        assert {key async for key in redis.scan_keys("k?")} == {f"k{n}".encode() for n in range(10)}
         assert await redis.ping()
         pipe = redis.pipeline()
         pipe.set("{a}1", 1)

@@ -16,7 +16,7 @@ if not known[1] or known[4] or
 end
 local ttl_s = redis.call("TTL", KEYS[1])
 redis.call("DEL", KEYS[1], KEYS[2])
-redis.call("HSET", KEYS[1], "user", known[1], "org", known[2], "revoked", "1")
+redis.call("HSET", KEYS[1], "revoked", "1") -- and no more whose it was
 if ttl_s > 0 then
   redis.call("EXPIRE", KEYS[1], ttl_s)
 end
