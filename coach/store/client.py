@@ -7,7 +7,7 @@ The transport is coach's own, since redis-py's is asyncio's.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, final
 
@@ -85,7 +85,7 @@ class Redis(Commands):
         options.pop("NEVER_DECODE", None)
         return shape(command, options, await self._transport.request(command))
 
-    async def scan_keys(self, pattern: str) -> AsyncGenerator[bytes, None]:
+    def scan_keys(self, pattern: str) -> AsyncGenerator[bytes, None]:
         """Every key like `pattern`, as SCAN's MATCH has it, on all nodes of a cluster.
 
         Looks at the whole database, piece by piece. A key may come twice; one that is made, or in a
@@ -94,9 +94,7 @@ class Redis(Commands):
         Raises:
           RedisError: as every command.
         """
-        async with aclosing(self._transport.scan(pattern)) as keys:
-            async for key in keys:
-                yield key
+        return self._transport.scan(pattern)
 
     def pipeline(self, *, transaction: bool = True) -> Pipeline:
         """Commands to send together; as MULTI/EXEC, or just in one round trip."""
