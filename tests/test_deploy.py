@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from coach import config
 from coach.ops import metrics
+from coach.supervisor import KILL_MARGIN_S
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 RULES = DEPLOY / "prometheus" / "coach.rules.yml"
@@ -115,3 +117,15 @@ def test_panels_of_the_dashboard_stand_beside_each_other() -> None:
         assert at["x"] + at["w"] <= 24
         assert not cells & taken, panel["title"]
         taken |= cells
+
+
+def test_units_leave_more_time_than_draining_takes() -> None:
+    """Else the service manager cuts off what would have been finished."""
+    units = {
+        "coach.service": config.Server().drain_s,
+        "coach-grade@.service": config.Grading().drain_s,
+    }
+    for name, drain_s in units.items():
+        unit = (DEPLOY / "systemd" / name).read_text(encoding="utf-8")
+        (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+        assert float(stop_s) >= drain_s + KILL_MARGIN_S + 5, name

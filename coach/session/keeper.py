@@ -22,7 +22,7 @@ import trio
 from ..store import RedisError
 
 if TYPE_CHECKING:
-    from .resume import Records
+    from .resume import Kept, Records
     from .session import Session
 
 log = structlog.get_logger()
@@ -49,14 +49,14 @@ class Keeper:
     """Writes the records of one worker's sessions."""
 
     def __init__(
-        self, records: Records, worker: str, *, on_lost: Callable[[Session], None]
+        self, records: Records, worker: str, *, on_lost: Callable[[Session, Kept], None]
     ) -> None:
         """Nothing is written before `run`.
 
         Args:
           records: where to.
           worker: whose sessions they are.
-          on_lost: called with a session that another worker has, or that was revoked.
+          on_lost: called with a session that another worker has, or that was revoked, and which.
         """
         self._records = records
         self._worker = worker
@@ -149,17 +149,16 @@ class Keeper:
             log.warning("session_not_kept", session=session.id, error=str(error))
             self._due[session] = trio.current_time() + RETRY_S
 
-    async def keep(self, session: Session, *, parted: bool) -> None:
+    async def keep(self, session: Session, *, parted: bool) -> Kept:
         """Write a session down as it is. `parted`: nobody has it from then on.
 
         Raises:
           RedisError: it may have been written, or not.
         """
         async with session.being_kept:
-            if session.moved_to is None:
-                await self._keep(session, parted=parted)
+            return "moved" if session.moved_to else await self._keep(session, parted=parted)
 
-    async def _keep(self, session: Session, *, parted: bool) -> None:
+    async def _keep(self, session: Session, *, parted: bool) -> Kept:
         connected = session.link is not None
         said, is_whole = session.newest_since(session.kept_seq)
         dirty, session.dirty = session.dirty, set()
@@ -193,16 +192,19 @@ class Keeper:
         if session in self._away:
             self._away[session] = session.kept_at
         if kept != "kept" and session.moved_to is None and not session.is_over:
-            self._on_lost(session)
+            self._on_lost(session, kept)
+        return kept
 
     async def put_away(self, session: Session) -> None:
         """Write a session down for whoever goes on with it; tried until it is done.
 
         Cancellation: it may have been written.
         """
-        while session.moved_to is None:
+        while session.moved_to is None and not session.is_over:
             try:
-                await self.keep(session, parted=True)
+                if await self.keep(session, parted=True) == "moved":
+                    await trio.sleep(RETRY_S)  # the letter of the worker that has it is on its way
+                    continue
             except RedisError as error:
                 log.warning("session_not_put_away", session=session.id, error=str(error))
                 await trio.sleep(RETRY_S)

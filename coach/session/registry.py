@@ -32,7 +32,7 @@ from .session import Elsewhere, Session
 if TYPE_CHECKING:
     from ..store import Redis
     from .auth import Identity
-    from .resume import Records
+    from .resume import Kept, Records
     from .services import Services
 
 log = structlog.get_logger()
@@ -315,9 +315,18 @@ class Sessions:
         handover = session.hand_over(mail.worker, mail.last_seq)
         self._nursery.start_soon(self.keeper.tell, session, msgspec.json.encode(handover))
 
-    def _lost(self, session: Session) -> None:
+    def _lost(self, session: Session, how: Kept) -> None:
         """Redis says that another worker has the session, or that it is void."""
-        session.revoke()
+        if how == "revoked":
+            session.revoke()
+        else:
+            self._nursery.start_soon(self._wait_claimed, session)
+
+    async def _wait_claimed(self, session: Session) -> None:
+        """The letter of the worker that has it comes after it has it; not, if that was killed."""
+        await trio.sleep(2 * HANDOVER_S_MAX)
+        if session.moved_to is None:
+            session.revoke()
 
     def forget(self, session: Session) -> None:
         """It has ended. Not a checkpoint."""

@@ -60,6 +60,8 @@ TURNS_MAX: Final = 8
 SUBMISSIONS_MAX: Final = 8
 """Submissions of one session that may wait for their grade."""
 HISTORY_TURNS: Final = 3
+RESTARTS: Final = 1012
+"""Close code of a server that goes away."""
 GRADE_POLL_S: Final = 10.0
 """How long a session trusts its mailbox before it asks the queue itself."""
 ADOPTED_POLL_S: Final = 1.0
@@ -264,7 +266,8 @@ class Session:
         await self._wait_turns()
         with trio.move_on_after(PUT_AWAY_S_MAX):
             await self._sessions.put_away(self)
-        self.end("put away")
+        if self.moved_to is None:
+            self.end("put away")
 
     # -- what others are told of it ------------------------------------------------------------
 
@@ -447,7 +450,7 @@ class Session:
         if not self.is_resumable:
             for turn in self._turns.values():
                 turn.cancel(Interrupted("this server restarts: ask again"))
-        link.leave(1012, "service restart")
+        link.leave(RESTARTS, "service restart")
 
     def interrupt(self, reason: str) -> None:
         """End what still runs. Not a checkpoint."""
@@ -521,12 +524,16 @@ class Session:
             pacer=self._services.pacer,
             interest=self._interest,
         )
-        if self._draining:
+        if self._draining and not self.is_resumable:
             turn.fail(Overloaded("this server is about to restart", retry_after_s=1.0))
             return
         for older in list(self._turns.values()):
             if older.draft == message.draft:
                 older.cancel(TurnCancelled("replaced by a newer request"))
+        if self._draining:  # where the client goes now it asks again what nobody has answered
+            if self.link is not None:
+                self.link.leave(RESTARTS, "service restart")
+            return
         draft = self._drafts.get(message.draft)
         if draft is None or not draft.text.strip():
             turn.fail(BadMessage(f"draft {message.draft} is empty: there is nothing to read"))

@@ -16,6 +16,7 @@ from .dialect import Request, Shape, StopReason, tokens_of
 from .faults import FaultName
 from .feedback import feedback
 from .grades import grade
+from .numbering import numbered
 
 MIDDLE: Final = 0.5
 """The share of an answer after which faults of the middle happen."""
@@ -79,10 +80,18 @@ def limited(text: Text, output_tokens_max: int) -> tuple[Text, StopReason]:
     return text, "end_turn"
 
 
-def plan_stream(request: Request, text: Text, shape: Shape, fault: FaultName | None) -> Plan:
-    """Lay out a streamed answer."""
+def plan_stream(
+    request: Request,
+    text: Text,
+    shape: Shape,
+    fault: FaultName | None,
+    *,
+    number_as: str | None = None,
+) -> Plan:
+    """Lay out a streamed answer, its deltas numbered as those of the answer `number_as`."""
     text, stop_reason = limited(text, request.output_tokens_max)
-    deltas, tokens = list(shape.deltas(text.pieces)), list(text.tokens)
+    pieces = text.pieces if number_as is None else numbered(text.pieces, number_as)
+    deltas, tokens = list(shape.deltas(pieces)), list(text.tokens)
     middle = int(len(deltas) * MIDDLE)
     ending: Break | None = None
     if fault in ("cut", "disconnect", "stall", "error_event"):

@@ -14,6 +14,8 @@ What is checked; each irregularity adds one to `Tally.errors` under the code in 
   - queued: position 1 or more, and sent again only when it changes [protocol_queued]
   - a grade comes once, 0..100, with criteria whose bands are in range [protocol_grade]
   - every turn ends [protocol_no_end], which the owner of the connection asks for by `close`
+  - numbered text (numbering.py) comes whole, each delta once [text_lost, text_doubled]
+  - who comes back to the session goes on after the last message it has seen [protocol_seq]
 A turn that a newer one replaced may end with the error `cancelled`; any other error is counted
 under the server's code.
 """
@@ -22,12 +24,13 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import msgspec
 
 from .histogram import Histogram
+from .numbering import Reader
 
 
 @attrs.define(eq=False)
@@ -43,9 +46,15 @@ class Tally:
     silent: int = 0
     """Superseded turns that had shown no text yet; they have no first token to measure."""
     dropped: int = 0
-    """Turns that were cut because the student's phone had lost its network, as planned."""
+    """Turns that were lost with their session, which could not be gone on with."""
     reconnects: int = 0
-    """Connections made after such a loss."""
+    """Connections made after one was lost."""
+    resumed: int = 0
+    """Of these, those that went on with their session, and got everything they had missed."""
+    caught_up: int = 0
+    """Those that went on with it by a snapshot: not all was kept."""
+    replayed: int = 0
+    """Messages that were said again."""
     deltas: int = 0
     chars: int = 0
     """Characters of feedback received."""
@@ -67,6 +76,8 @@ class Tally:
     is part of it, since a client cannot know that."""
     score_ms: Histogram = attrs.field(factory=Histogram)
     """From sending `submit` until the grade."""
+    resume_ms: Histogram = attrs.field(factory=Histogram)
+    """From the beginning of a connection until everything that was missed has come."""
     late_ms: Histogram = attrs.field(factory=Histogram)
     """By how much messages went out later than planned: the load generator's own delay, and that
     of a server which does not read."""
@@ -99,12 +110,26 @@ class _Turn:
     last_delta_s: float | None = None
     position: int | None = None
     chars: int = 0
+    heard: bool = False
+    reader: Reader = attrs.field(factory=Reader)
 
 
 @attrs.define(eq=False)
 class _Submission:
     sent_s: float
     ended: bool = False
+    resent: bool = False
+    """Its answer may have been under way already, and comes twice then."""
+
+
+class _Copy(msgspec.Struct, frozen=True):
+    request: str
+    text: str
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    feedback: tuple[_Copy, ...]
+    running: tuple[str, ...]
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -113,6 +138,9 @@ class _Said(msgspec.Struct, frozen=True):
     type: str
     seq: int = 0
     session: str = ""
+    resume: str | None = None
+    replayed: int = 0
+    snapshot: _Snapshot | None = None
     request: str | None = None
     submission: str | None = None
     text: str = ""
@@ -132,7 +160,10 @@ _decoder = msgspec.json.Decoder(_Said)
 
 
 class Conversation:
-    """One connection's state. Times are any monotonic clock's, in seconds."""
+    """What was said in one session, on however many connections.
+
+    Times are any monotonic clock's, in seconds.
+    """
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
@@ -141,8 +172,15 @@ class Conversation:
         """Of the last message seen."""
         self.draining = False
         """The server has announced that it goes away."""
+        self.resume: str | None = None
+        """The token to come back with."""
+        self.is_persistent = False
+        """It is tried again where the server takes nobody in."""
+        self._session = ""
+        self._replayed = 0  # messages that are still to come before anything new
+        self._asked_again: set[str] = set()  # the server may say that it has them already
         self._turns: dict[str, _Turn] = {}
-        # every request of this connection; a writer makes some ten an hour, so none is dropped
+        # every request of this session; a writer makes some ten an hour, so none is dropped
         self._submissions: dict[str, _Submission] = {}
 
     def ask(self, request: str, now_s: float) -> None:
@@ -173,13 +211,41 @@ class Conversation:
             submission.ended for submission in self._submissions.values()
         )
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether there is a session, and everything that was missed of it has come."""
+        return self.welcomed and self._replayed == 0
+
+    def come_back(self) -> dict[str, Any]:
+        """The connection was lost: what to add to the `hello` on the next one."""
+        self.welcomed = self.draining = False
+        self._replayed = 0
+        return {} if self.resume is None else {"resume": self.resume, "last_seq": self.seq}
+
+    def unheard(self) -> list[str]:
+        """Requests of which the server is not known to have them; they are to be sent again."""
+        unheard = [
+            request
+            for request, turn in self._turns.items()
+            if turn.state is _State.ASKED and not turn.heard and not turn.superseded
+        ]
+        self._asked_again.update(unheard)
+        return unheard
+
+    def open_submissions(self) -> list[str]:
+        """Submissions without an answer; they are to be sent again."""
+        names = [name for name, submission in self._submissions.items() if not submission.ended]
+        for name in names:
+            self._submissions[name].resent = True
+        return names
+
     def close(self, *, dropped: bool = False) -> None:
         """Nothing more comes: count the turns that never ended.
 
         An ungraded submission shows in the difference of `submissions` and `graded`.
 
         Args:
-          dropped: it was the student's network that was lost, which is no fault of the server's.
+          dropped: the student's network was lost for too long, which is no fault of the server's.
         """
         for turn in self._turns.values():
             if turn.state is not _State.ENDED:
@@ -202,6 +268,7 @@ class Conversation:
         if said.seq != self.seq + 1:
             self._count("protocol_seq")
         self.seq = said.seq
+        self._replayed = max(0, self._replayed - 1)
         if said.type == "draining":
             self.draining = True
         elif said.type in _ABOUT_SUBMISSIONS or (
@@ -216,13 +283,41 @@ class Conversation:
     def _open(self, said: _Said) -> None:
         if said.type == "welcome":
             self.welcomed = True
-            self.seq = said.seq
             if not said.session:
                 self._count("protocol_malformed")
+            if self._session == said.session:
+                self._come_back(said)
+            else:
+                self.close(dropped=bool(self._session))
+            self.seq, self.resume, self._session = said.seq, said.resume, said.session
         elif said.type == "error":
-            self._count(said.code or "protocol_malformed")
+            if not (self.is_persistent and said.code == "overloaded"):
+                self._count(said.code or "protocol_malformed")
         else:
             self._count("protocol_before_welcome")
+
+    def _come_back(self, said: _Said) -> None:
+        if said.snapshot is None:
+            if said.seq != self.seq:
+                self._count("protocol_seq")
+            self._replayed = said.replayed
+            self.tally.resumed += 1
+            self.tally.replayed += said.replayed
+            return
+        self.tally.caught_up += 1
+        whole = {copy.request: copy.text for copy in said.snapshot.feedback}
+        for request, turn in self._turns.items():
+            if turn.state is _State.ENDED or request in said.snapshot.running or not turn.heard:
+                continue
+            turn.reader.begin_anew()
+            if request in whole:
+                turn.reader.read(whole[request])
+                turn.chars = len(whole[request])
+                self._complete(turn)
+            elif turn.superseded:
+                self._fail(turn, "cancelled")
+            else:
+                self._fail(turn, "interrupted")
 
     def _turn_said(self, said: _Said, now_s: float) -> None:
         turn = self._turns.get(said.request or "")
@@ -230,7 +325,12 @@ class Conversation:
             self._count("protocol_unknown_request")
         elif turn.state is _State.ENDED:
             self._count("protocol_after_end")
-        elif said.type == "error":
+        else:
+            turn.heard = True
+            self._heard(turn, said, now_s)
+
+    def _heard(self, turn: _Turn, said: _Said, now_s: float) -> None:
+        if said.type == "error":
             self._fail(turn, said.code)
         elif said.type == "queued":
             self._queue(turn, said.position)
@@ -242,12 +342,24 @@ class Conversation:
             self._delta(turn, said.text, now_s)
         elif said.type == "restarted":
             turn.chars = 0
+            turn.reader.begin_anew()
         else:
-            turn.state = _State.ENDED
-            self.tally.completed += 1
             self.tally.tokens.update(said.usage)
-            if turn.chars == 0:
-                self._count("protocol_empty_turn")
+            self._complete(turn)
+
+    def _complete(self, turn: _Turn) -> None:
+        turn.state = _State.ENDED
+        turn.reader.end()
+        self.tally.completed += 1
+        if turn.chars == 0:
+            self._count("protocol_empty_turn")
+        self._read(turn)
+
+    def _read(self, turn: _Turn) -> None:
+        """Count what its text has shown to be missing, or to be there twice."""
+        for code, many in (("text_lost", turn.reader.lost), ("text_doubled", turn.reader.doubled)):
+            if many:
+                self.tally.errors[code] += many
 
     def _start(self, turn: _Turn, now_s: float) -> None:
         if turn.state is _State.STARTED:
@@ -266,6 +378,7 @@ class Conversation:
         if not text:
             self._count("protocol_empty_delta")
         turn.chars += len(text)
+        turn.reader.read(text)
         self.tally.chars += len(text)
         self.tally.deltas += 1
         if turn.last_delta_s is None:
@@ -276,6 +389,7 @@ class Conversation:
 
     def _fail(self, turn: _Turn, code: str) -> None:
         turn.state = _State.ENDED
+        self._read(turn)
         if code == "cancelled" and turn.superseded:
             self.tally.superseded += 1
             self.tally.silent += turn.last_delta_s is None
@@ -284,13 +398,17 @@ class Conversation:
 
     def _submission_said(self, said: _Said, now_s: float) -> None:
         if said.type == "error" and said.submission is None:
-            self._count(said.code or "protocol_malformed")
+            if said.code == "conflict" and self._asked_again:
+                self._asked_again.pop()  # it had arrived, and only its answer was to come
+            else:
+                self._count(said.code or "protocol_malformed")
             return
         submission = self._submissions.get(said.submission or "")
         if submission is None:
             self._count("protocol_unknown_submission")
         elif submission.ended:
-            self._count("protocol_grade")
+            if not submission.resent:
+                self._count("protocol_grade")
         elif said.type == "error":
             submission.ended = True
             self._count(said.code or "protocol_malformed")

@@ -36,6 +36,8 @@ class Plan:
     """Share of students who put their work aside for 5 to 10 minutes."""
     flaky: float = 0.0
     """Share of students whose phone loses its network once a minute."""
+    persistent: bool = False
+    """They come back whatever has ended the connection, as the writer's page does."""
     orgs: int = 1
     """Schools they come from; the second is half as large as the first, the third a third, …"""
     secret: str | None = attrs.field(default=None, repr=False)

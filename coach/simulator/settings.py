@@ -44,6 +44,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stamp: Annotated[
         bool, "begin each delta's text with @ and the moment of sending, CLOCK_MONOTONIC seconds"
     ] = False
+    number: Annotated[
+        bool, "begin each delta's text with a mark: the answer's id, its number, how many there are"
+    ] = False
 
 
 def changed(settings: Settings, changes: dict[str, object]) -> Settings:

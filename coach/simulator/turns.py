@@ -149,9 +149,13 @@ class StreamedTurn(Turn):
         """Headers and the events before the first delta; then pings while that is late."""
         if self._plan is None:
             text = self._composed()
+            number_as = None
             if self.request.schema is None:
                 text = lengthened(text, self.account.settings.feedback_events_min)
-            self._plan = plan = plan_stream(self.request, text, self._shape(), self.fault)
+                number_as = self.request_id if self.account.settings.number else None
+            self._plan = plan = plan_stream(
+                self.request, text, self._shape(), self.fault, number_as=number_as
+            )
             if self._ends_at is not None:
                 rest_s = max(0.0, self._ends_at - self._first)
                 self._interval = rest_s / max(1, len(plan.deltas))

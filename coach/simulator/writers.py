@@ -53,6 +53,15 @@ FEEDBACK_S_MAX: Final = 15.0
 HAND_IN_MARGIN_S: Final = 1.0
 """Every student hands in at least this long before the end."""
 ACK_S: Final = 1.0
+PASSING: Final = frozenset(
+    {"connect_failed", "no_welcome", "closed_1006", "closed_1012", "closed_1013"}
+)
+"""What has ended a connection, and may be over when the student comes back."""
+BACKOFF_S_MIN: Final = 0.1
+BACKOFF_S: Final = 0.5
+BACKOFF_S_MAX: Final = 10.0
+LASTING_S: Final = 5.0
+"""A connection that has lasted so long was none that failed."""
 WELCOME_S_MAX: Final = 10.0
 CONNECT_S_MAX: Final = 10.0
 LAG_EVERY_S: Final = 0.05
@@ -109,6 +118,10 @@ class Report:
             "degraded": tally.degraded,
             "dropped": tally.dropped,
             "reconnects": tally.reconnects,
+            "resumed": tally.resumed,
+            "caught_up": tally.caught_up,
+            "replayed": tally.replayed,
+            "resume_ms": tally.resume_ms.summary(),
             "late_ms": tally.late_ms.summary(),
             "events": tally.deltas,
             "chars": tally.chars,
@@ -223,7 +236,8 @@ class Student:
     """One simulated student: one essay after the other until the time is up.
 
     Writing goes on by its own schedule whether or not there is a network; a task beside it keeps
-    the connection. What is typed offline reaches the server as a whole draft afterwards.
+    the connection, and the session across connections. What is typed offline reaches the server as
+    a whole draft afterwards, questions are asked again that may not have arrived.
     """
 
     plan: Plan
@@ -237,7 +251,13 @@ class Student:
     end_s: float
     tally: Tally
     presence: Presence
-    _link: _Link | None = None  # the connection, after its welcome; None: offline
+    _link: _Link | None = None  # the connection, once it has caught up; None: offline
+    _conversation: Conversation = attrs.field(
+        default=attrs.Factory(lambda self: Conversation(self.tally), takes_self=True)
+    )
+    _questions: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    # what was asked, by request: the newest, since others are replaced
+    _essays: dict[str, dict[str, Any]] = attrs.field(factory=dict)  # handed in, by submission
     _draft: tuple[str, int, str] | None = None  # the draft being typed: name, revision, text
     _handing_in: bool = False  # a phone that holds the only copy of an essay is held high
     _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
@@ -261,6 +281,7 @@ class Student:
                 if self._link is not None:
                     await self._link.socket.close()
                 nursery.cancel_scope.cancel("the student is done")
+            self._conversation.close()
         self.presence.finished += 1
 
     async def _token(self, http: httpx.AsyncClient) -> str:
@@ -274,15 +295,30 @@ class Student:
         return str(response.json()["token"])
 
     async def _stay_connected(self, token: str, nursery: trio.Nursery) -> None:
-        """Connect, and again whenever a flaky phone has its network back; give up at any error."""
-        while (error := await self._connect_once(token)) is None:
-            await trio.sleep(offline_s(self.plan, self.rng))
+        """Connect, and again whenever a flaky phone has its network back; give up at any error.
+
+        The persistent do so at no error but one that says that coming back is of no use.
+        """
+        tries = 0
+        self._conversation.is_persistent = self.plan.persistent
+        while True:
+            began_s = trio.current_time()
+            error = await self._connect_once(token)
+            if error is None:
+                await trio.sleep(offline_s(self.plan, self.rng))
+            elif self.plan.persistent and error in PASSING:
+                tries = 0 if trio.current_time() - began_s > LASTING_S else tries + 1
+                cap_s = min(BACKOFF_S_MAX, BACKOFF_S * 2**tries)
+                await trio.sleep(BACKOFF_S_MIN + cap_s * self.rng.random())
+            else:
+                self.tally.errors[error] += 1
+                nursery.cancel_scope.cancel(error)
+                return
             self.tally.reconnects += 1
-        self.tally.errors[error] += 1
-        nursery.cancel_scope.cancel(error)
 
     async def _connect_once(self, token: str) -> str | None:
         """Hold one connection; returns the error that ended it, None: the phone's own network."""
+        began_s = trio.current_time()
         try:
             stream = await _connect(self.plan.url)
         except (OSError, trio.TooSlowError, trio.BrokenResourceError):
@@ -298,7 +334,7 @@ class Student:
             if socket.subprotocol != SUBPROTOCOL:
                 self.tally.errors["protocol_subprotocol"] += 1
             with _counted(self.presence, "connected"):
-                return await self._converse(_Link(socket, Conversation(self.tally)), token)
+                return await self._converse(_Link(socket, self._conversation, began_s), token)
         except (HandshakeRefused, trio.TooSlowError, trio.BrokenResourceError):
             return "connect_failed"
         finally:
@@ -306,11 +342,13 @@ class Student:
 
     async def _converse(self, link: _Link, token: str) -> str | None:
         """Greet, then listen until the end; what that returns, `_connect_once` does."""
-        error = None
+        error, conversation = None, link.conversation
+        hello = {"type": "hello", "token": token, **conversation.come_back()}
+        link.is_return = "resume" in hello
         try:
             async with trio.open_nursery() as nursery:
                 with link.patience:
-                    await link.send({"type": "hello", "token": token})
+                    await link.send(hello)
                     error = await self._listen(link, nursery)
                 nursery.cancel_scope.cancel("the connection is lost")
         except* Closed:
@@ -319,8 +357,9 @@ class Student:
             self._link = None
             self._changed.unpark_all()
             is_own_loss = error is None and link.patience.cancelled_caught
-            link.conversation.close(dropped=is_own_loss and link.conversation.welcomed)
-        if is_own_loss and not link.conversation.welcomed:
+            if conversation.resume is None:  # it ends here
+                conversation.close(dropped=is_own_loss and conversation.welcomed)
+        if is_own_loss and not conversation.welcomed:
             error = "no_welcome"
         return error
 
@@ -331,7 +370,7 @@ class Student:
             except Closed as closed:
                 return f"closed_{closed.code}"
             link.conversation.receive(message, trio.current_time())
-            if self._link is not link and link.conversation.welcomed:
+            if self._link is not link and link.conversation.caught_up:
                 nursery.start_soon(self._acknowledge, link)
                 await self._go_online(link)
             self._changed.unpark_all()
@@ -341,9 +380,16 @@ class Student:
         if self.habits.flaky and not self._handing_in:
             link.patience.deadline = trio.current_time() + online_s(self.plan, self.rng)
         self._link = link
+        if link.is_return:
+            self.tally.resume_ms.record((trio.current_time() - link.began_s) * 1000)
         if self._draft is not None:
             draft, rev, text = self._draft
             await link.send({"type": "draft", "draft": draft, "rev": rev, "text": text})
+        for request in link.conversation.unheard():
+            if request in self._questions:
+                await link.send(self._questions[request])
+        for submission in link.conversation.open_submissions():
+            await link.send(self._essays[submission])
 
     async def _acknowledge(self, link: _Link) -> None:
         said = -1
@@ -414,14 +460,14 @@ class Student:
         if self._link is None:
             return  # nobody asks without a network
         self._link.conversation.ask(request, due_s)
-        await self._say(
-            {
-                "type": "feedback",
-                "request": request,
-                "draft": draft,
-                "assignment": self.assignment,
-            }
-        )
+        question = {
+            "type": "feedback",
+            "request": request,
+            "draft": draft,
+            "assignment": self.assignment,
+        }
+        self._questions = {request: question}
+        await self._say(question)
 
     async def _hand_in(self, essay: Essay, submission: str) -> None:
         """As soon as there is a network, which is then kept: what comes back belongs to it."""
@@ -432,14 +478,13 @@ class Student:
         assert link is not None
         link.patience.deadline = math.inf
         link.conversation.submit(submission, trio.current_time())
-        await self._say(
-            {
-                "type": "submit",
-                "submission": submission,
-                "assignment": self.assignment,
-                "text": essay.text,
-            }
-        )
+        self._essays[submission] = {
+            "type": "submit",
+            "submission": submission,
+            "assignment": self.assignment,
+            "text": essay.text,
+        }
+        await self._say(self._essays[submission])
 
     async def _say(self, message: dict[str, Any]) -> None:
         """Send, where there is a network. That it is lost is the listener's to tell."""
@@ -453,12 +498,16 @@ class Student:
             await self._changed.park()
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Link:
     """A connection and what is known of it."""
 
     socket: WebSocketClient
     conversation: Conversation
+    began_s: float
+    """When the phone began to connect."""
+    is_return: bool = False
+    """To a session that was begun before."""
     patience: trio.CancelScope = attrs.field(
         factory=lambda: trio.CancelScope(deadline=trio.current_time() + WELCOME_S_MAX)
     )

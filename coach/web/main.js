@@ -43,7 +43,8 @@ let assignments = ASSIGNMENTS;
 let assignment = ""; // the id of the chosen one
 let online = false;
 let unkept = false; // the text has changed since it was last kept on this device
-let turn = null; // {id, text, read}: the running request, its answer so far, and what it reads
+let turn = null; // the running request: {id, text, read, heard}
+// its answer so far, what it reads, and whether the server is known to have it
 let lastRead = ""; // the draft as the last request saw it
 let askedAt = 0;
 let askNotBefore = 0; // what the server has asked us to wait for
@@ -74,14 +75,31 @@ function showLink(state) {
   refresh();
 }
 
-function welcome(resumed) {
+function welcome(resumed, snapshot) {
   page.draft.maxLength = link.limits?.draft_chars ?? page.draft.maxLength;
   // An edit may have been lost with the old socket: the whole draft says it all again.
   sync.resend(page.draft.value);
   submission.send();
-  if (turn && resumed && turn.text) say("writing…");
-  else if (turn) ask();
-  else consider();
+  if (!turn) consider();
+  else if (snapshot) takeUp(snapshot);
+  else if (!resumed || !turn.heard) askAgain(turn.heard);
+  else if (turn.text) say("writing…");
+}
+
+/** What was missed cannot be told again: the answer is whole, or begins anew, or is lost. */
+function takeUp({ feedback, running }) {
+  const whole = feedback.find(({ request }) => request === turn.id);
+  if (whole) {
+    turn.text = whole.text;
+    endTurn();
+  } else if (!running.includes(turn.id)) {
+    askAgain(turn.heard);
+  }
+}
+
+function askAgain(wasHeard) {
+  ask();
+  if (wasHeard) say("interrupted, asking again…");
 }
 
 function receive(message) {
@@ -97,6 +115,7 @@ function receive(message) {
 
 function receiveAboutTurn(message) {
   if (message.request !== turn?.id) return; // a newer turn has replaced it
+  turn.heard = true;
   switch (message.type) {
     case "queued":
       sayQueued(message);
@@ -107,7 +126,7 @@ function receiveAboutTurn(message) {
     case "restarted":
       turn.text = "";
       notes.age();
-      say("switched to another model…");
+      say(message.reason === "resumed" ? "catching up…" : "switched to another model…");
       break;
     case "delta":
       if (turn.text === "") say("writing…");
@@ -143,7 +162,7 @@ function ask() {
   clearTimeout(timers.ask);
   if (!online || !text.trim()) return;
   sync.flush(text);
-  turn = { id: freshId("f"), text: "", read: text };
+  turn = { id: freshId("f"), text: "", read: text, heard: false };
   lastRead = text;
   askedAt = Date.now();
   link.send({ type: "feedback", request: turn.id, draft: sync.draft, assignment });

@@ -25,6 +25,7 @@ export class Link {
   #resume = null;
   #seq = 0;
   #acked = 0;
+  #replayed = 0; // messages that were missed and are still to come
   #attempts = 0;
   #timer = 0;
   #patience = 0; // runs while the server owes an answer: a dead network says nothing
@@ -35,7 +36,9 @@ export class Link {
   /**
    * @param {object} listener
    *   onState(state): the connection's state changed
-   *   onWelcome(resumed): messages can be sent; `resumed` when the old session goes on
+   *   onWelcome(resumed, snapshot): messages can be sent, and everything that was missed was told;
+   *     `resumed` when the old session goes on; `snapshot`: what the server has of it, where it
+   *     cannot tell everything again
    *   onMessage(message): a message of the server, in order, each once
    */
   constructor(listener) {
@@ -132,13 +135,19 @@ export class Link {
     }
     this.#seq = message.seq;
     if (message.type !== "draining") this.listener.onMessage(message); // a close follows that
+    if (this.#replayed > 0) {
+      this.#replayed -= 1;
+      if (this.#replayed === 0) this.listener.onWelcome(true, null);
+    }
   }
 
   #open(welcome) {
     clearTimeout(this.#patience);
-    // With a snapshot, something that was missed cannot be said again: as good as a new session.
-    const resumed = welcome.session === this.#session && !welcome.snapshot;
-    if (!resumed) this.#seq = this.#acked = welcome.seq;
+    const resumed = welcome.session === this.#session;
+    const snapshot = welcome.snapshot ?? null;
+    if (!resumed || snapshot) this.#seq = welcome.seq;
+    this.#acked = -1; // the first ack says that the new token has arrived
+    this.#replayed = resumed && !snapshot ? welcome.replayed : 0;
     this.#session = welcome.session;
     this.limits = welcome.limits ?? null;
     this.#resume = welcome.resume ?? null;
@@ -146,7 +155,7 @@ export class Link {
     this.#attempts = 0;
     this.#busy = false;
     this.listener.onState("online");
-    this.listener.onWelcome(resumed);
+    if (this.#replayed === 0) this.listener.onWelcome(resumed, resumed ? snapshot : null);
   }
 
   #lost() {

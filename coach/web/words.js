@@ -24,7 +24,7 @@ export function whyNoFeedback({ code, message }, retryMs) {
     case "provider_unavailable":
       return `The reader is not answering just now; your text is safe.${again}`;
     case "interrupted":
-      return `The reader was interrupted.${again}`;
+      return retryMs ? "Interrupted, asking again…" : "The reader was interrupted.";
     case "too_large":
       return "This text is longer than coach can read in one piece.";
     case "forbidden":

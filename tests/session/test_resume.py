@@ -466,3 +466,47 @@ async def test_returns_are_counted() -> None:
     after = [count(metrics.resumes_total, how) for how in ("here", "elsewhere", "expired")]
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1]
     assert count(metrics.replayed_total) - replayed == 4
+
+
+async def test_a_worker_that_writes_before_the_letter_comes_hands_over_all_the_same() -> None:
+    """Redis says that the session has moved; what was said here is not lost with it."""
+    one, two = two_worlds()
+    async with one.at_home() as sessions, two.at_home(), one.connected() as first:
+        got = await begin(one, first, words=2)
+        await trio.sleep(1)
+        (session,) = sessions._by_id.values()
+        kinds = []
+
+        async def before(kind: str) -> None:
+            kinds.append(kind)
+            if kind == "claim":
+                await sessions.keeper.keep(session, parted=False)
+
+        one.records.on_post = before
+        async with two.connected() as again:
+            assert "snapshot" not in await again.hello(**token_of(first))
+            got += await again.until("done")
+        assert kinds[:2] == ["claim", "handover"]
+    assert text_of(got) == "".join(WORDS)
+
+
+async def test_a_place_in_the_line_is_kept_while_the_phone_is_away() -> None:
+    """The ticket is the turn's: nothing is given back, and the place counts down meanwhile."""
+    one, two = two_worlds(line=[(3, 2.0), (2, 2.0), (1, 4.0)])
+    for place in (one, two):
+        async with one.at_home(), two.at_home(), one.connected() as first:
+            await first.hello()
+            await first.ask("r1")
+            assert (await first.until("queued"))[-1]["position"] == 3
+            await trio.sleep(0.2)
+            await drop(first)
+            await trio.sleep(2.5)
+            assert one.limits.open == 1
+            async with place.connected() as again:
+                await again.hello(**token_of(first))
+                told = [await again.receive(), await again.receive()]
+                assert [message["position"] for message in told] == [2, 1]
+                assert text_of(await again.until("done")) == "".join(WORDS)
+                await again.websocket.aclose()
+    assert len(one.patiences) == 2, "each turn has asked for its place once"
+    assert not two.patiences

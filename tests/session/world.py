@@ -118,6 +118,8 @@ class FakeRecords:
     workers: dict[str, Sessions] = attrs.field(factory=dict)
     dead: set[str] = attrs.field(factory=set)
     """Workers whose mail nobody reads."""
+    on_post: Callable[[str], Awaitable[object]] | None = None
+    """Awaited with the kind of a letter before it arrives."""
     trip_s: float = 0.001
     away: bool = False
     trips: int = 0
@@ -171,6 +173,8 @@ class FakeRecords:
 
     async def post(self, to: str, *letters: Mapping[str, str | bytes]) -> None:
         await self._trip()
+        if self.on_post is not None:
+            await self.on_post(str(letters[0]["kind"]))
         if to in self.dead or to not in self.workers:
             return
         for letter in letters:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from coach.simulator.conversation import Conversation, Tally
+from coach.simulator.numbering import numbered
 
 WELCOME: dict[str, Any] = {"type": "welcome", "session": "s", "resume": "r", "seq": 0}
 STARTED = {"type": "started", "request": "a"}
@@ -135,3 +136,98 @@ def test_tallies_merge() -> None:
     assert (one.turns, one.completed, one.graded, one.last_score) == (2, 1, 1, 70)
     assert one.errors == {"cancelled": 1}
     assert one.started_ms.count == 2
+
+
+def come_back(conversation: Conversation, **welcome: Any) -> dict[str, Any]:
+    """Lose the connection and say hello again; returns what is added to it."""
+    added = conversation.come_back()
+    said = {**WELCOME, "seq": conversation.seq, "replayed": 0, **welcome}
+    conversation.receive(msgspec.json.encode(said), 9.0)
+    return added
+
+
+def test_a_session_goes_on_after_the_last_message_that_was_seen() -> None:
+    conversation = hear([STARTED, DELTA])
+    assert come_back(conversation, replayed=1) == {"resume": "r", "last_seq": 2}
+    caught_up = [conversation.caught_up]
+    conversation.receive(msgspec.json.encode({"seq": 3, **DELTA}), 9.1)
+    caught_up.append(conversation.caught_up)
+    assert caught_up == [False, True]
+    assert conversation.unheard() == []
+    assert conversation.open_submissions() == ["e"]
+    rest: list[dict[str, Any]] = [DONE, GRADING, GRADE, GRADE]
+    for seq, message in enumerate(rest, 4):
+        conversation.receive(msgspec.json.encode({"seq": seq, **message}), 9.2)
+    conversation.close()
+    assert not conversation.tally.errors, "the grade of an essay that was sent twice comes twice"
+    assert (conversation.tally.resumed, conversation.tally.replayed) == (1, 1)
+
+
+def test_a_welcome_that_goes_on_elsewhere_than_asked_is_an_error() -> None:
+    conversation = hear([STARTED, DELTA])
+    come_back(conversation, seq=1)
+    assert conversation.tally.errors == {"protocol_seq": 1}
+
+
+def test_a_question_that_may_not_have_arrived_is_asked_again() -> None:
+    """Where it had arrived, that is said once, and is no error."""
+    conversation = hear([])
+    come_back(conversation)
+    assert conversation.unheard() == ["a"]
+    conflict: dict[str, Any] = {"type": "error", "code": "conflict"}
+    for seq, message in enumerate([conflict, STARTED, DELTA, DONE, conflict], 1):
+        conversation.receive(msgspec.json.encode({"seq": seq, **message}), 9.0)
+    assert conversation.tally.errors == {"conflict": 1}
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "rest", "completed", "errors"),
+    [
+        ({"feedback": [{"request": "a", "text": "Well."}], "running": []}, [], 1, {}),
+        (
+            {"feedback": [], "running": ["a"]},
+            [{"type": "restarted", "request": "a"}, DELTA, DONE],
+            1,
+            {},
+        ),
+        ({"feedback": [], "running": []}, [], 0, {"interrupted": 1}),
+    ],
+    ids=["whole", "begun anew", "lost"],
+)
+def test_a_snapshot_says_what_has_become_of_a_turn(
+    snapshot: dict[str, Any], rest: list[dict[str, Any]], completed: int, errors: dict[str, int]
+) -> None:
+    conversation = hear([STARTED, DELTA])
+    come_back(conversation, seq=20, snapshot=snapshot)
+    for seq, message in enumerate(rest, 21):
+        conversation.receive(msgspec.json.encode({"seq": seq, **message}), 9.0)
+    assert conversation.turn_ended("a")
+    assert (conversation.tally.completed, conversation.tally.errors) == (completed, errors)
+
+
+@pytest.mark.parametrize(
+    ("parts", "errors"),
+    [
+        ([[0, 1], [2]], {}),
+        ([[0], [2]], {"text_lost": 1}),
+        ([[0, 1]], {"text_lost": 1}),
+        ([[0, 1], [1, 2]], {"text_doubled": 1}),
+        ([["other"], [0, 1, 2]], {"text_doubled": 3, "text_lost": 1}),
+    ],
+    ids=["whole", "a gap", "no end", "twice", "of another answer"],
+)
+def test_numbered_text_shows_what_is_missing_and_what_is_there_twice(
+    parts: list[list[int | str]], errors: dict[str, int]
+) -> None:
+    marked: dict[int | str, str] = {"other": numbered(("No ", "more."), "m2")[0]}
+    marked.update(enumerate(numbered(("One ", "two ", "three."), "m1")))
+    deltas = [{**DELTA, "text": "".join(marked[each] for each in part)} for part in parts]
+    conversation = hear([STARTED, *deltas, DONE])
+    assert conversation.tally.errors == errors
+
+
+def test_an_answer_that_begins_anew_is_read_anew() -> None:
+    first, again = (numbered(("One ", "two."), name) for name in ("m1", "m2"))
+    restarted = {"type": "restarted", "request": "a"}
+    deltas = [{**DELTA, "text": text} for text in (first[0], "".join(again))]
+    assert not hear([STARTED, deltas[0], restarted, deltas[1], DONE]).tally.errors

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from coach.simulator.corpus import load_essays
+from coach.simulator.numbering import MARK
 
 from .support import HEADERS, SCHEMA, Bench, judged, question, text_of
 
@@ -136,6 +137,16 @@ def test_for_measurements_answers_may_be_long_and_deltas_stamped() -> None:
     assert len(texts) >= 300
     stamps = [float(text.split(" ", 1)[0].removeprefix("@")) for text in texts]
     assert begun < stamps[0] <= stamps[-1] < time.monotonic()
+
+
+def test_deltas_can_be_numbered_and_end_with_the_last_also_where_the_answer_is_cut() -> None:
+    exchange = (bench := Bench(number=True)).ask(question(ESSAY, max_tokens=7))
+    bench.run(60)
+    texts = [data["delta"]["text"] for name, data in exchange.events if name.endswith("k_delta")]
+    marks = [MARK.match(text) for text in texts]
+    assert [(m and int(m[2]), m and int(m[3])) for m in marks] == [
+        (number, len(texts)) for number in range(len(texts))
+    ]
 
 
 @pytest.mark.parametrize(

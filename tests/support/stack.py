@@ -57,7 +57,8 @@ class Stack:
     grader: Process | None
     providers: Mapping[str, Simulator]
     """By name, in the order of preference: `simulator`, and `second` where there is one."""
-    _environment: Mapping[str, str]
+    environment: Mapping[str, str]
+    """Of coach's processes."""
 
     async def simulator(self) -> dict[str, float]:
         """The simulator's `/stats`."""
@@ -110,7 +111,7 @@ class Stack:
 
     def start_grader(self) -> None:
         """Start a grader, also in place of one that was killed."""
-        self.grader = _coach(self.data_dir, "grade", self._environment)
+        self.grader = _coach(self.data_dir, "grade", self.environment)
 
     def log(self, name: str = "serve") -> str:
         """What `coach <name>` and its children have written."""

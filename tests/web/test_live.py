@@ -13,6 +13,7 @@ import pytest
 from coach import config
 from coach.session import open_authority
 from coach.simulator.corpus import load_essays
+from coach.simulator.numbering import MARK, Reader
 from tests.support.browser import (
     LOST_CONNECTION,
     browse,
@@ -33,6 +34,10 @@ WATCH_LINK = """() => {
   window.states = [];
   new MutationObserver(() => window.states.push(link.dataset.state))
     .observe(link, { attributes: true, attributeFilter: ["data-state"] });
+}"""
+HAS_READ = """() => {
+  const key = Object.keys(localStorage).find((name) => name.startsWith("coach.read."));
+  return key && JSON.parse(localStorage[key]).feedback;
 }"""
 WAS_READ = """(words) => Object.keys(localStorage).some((key) =>
   key.startsWith("coach.read.") && JSON.parse(localStorage[key]).read.endsWith(words))"""
@@ -122,6 +127,45 @@ async def test_an_operator_watches_and_pauses_a_lane(tmp_path: Path) -> None:
         operator, _ = authority.issue(user="ola", org="demo", role="operator")
         await browse(act, stack, operator, await stack.token())
     assert found == []
+
+
+def lose_the_network(page: Any) -> None:
+    """In the middle of the feedback; what is typed meanwhile is kept, and sent afterwards."""
+    draft = page.locator("#draft")
+    draft.fill(ESSAY[:700])
+    draft.press("Control+Enter")
+    page.wait_for_selector(BEGUN)
+    page.context.set_offline(True)
+    page.wait_for_selector("#link[data-state=offline]")
+    page.wait_for_timeout(700)
+    draft.press("Control+End")
+    draft.press_sequentially(" Meanwhile, more.")
+    page.context.set_offline(False)
+    page.wait_for_selector("#link[data-state=online]")
+
+
+async def test_a_network_that_is_cut_mid_stream_costs_no_word(tmp_path: Path) -> None:
+    """The text goes on where it stopped: whole, by the simulator's numbers, asked for once."""
+    shown: list[str] = []
+
+    def act(stack: Stack) -> None:
+        with open_page(stack.url, tolerate=LOST_CONNECTION) as page:
+            lose_the_network(page)
+            page.wait_for_function(HAS_READ)
+            shown.append(page.evaluate(HAS_READ))
+
+    simulator = ("--number", "true", "--events-per-s", "60", "--feedback-events-min", "120")
+    async with open_stack(tmp_path, workers=2, grader=False, simulator=simulator) as stack:
+        await browse(act, stack)
+        assert (await stack.simulator())["streams_cancelled"] == 0
+        assert await stack.metric("coach_resumes_total") == 1
+        assert await stack.metric("coach_resumes_total", how="expired") == 0
+        assert await stack.metric("coach_replayed_messages_total") > 0
+    reader = Reader()
+    reader.read(shown[0])
+    reader.end()
+    assert (reader.lost, reader.doubled) == (0, 0)
+    assert len(MARK.findall(shown[0])) >= 120
 
 
 async def test_from_the_first_word_to_the_score(tmp_path: Path) -> None:
