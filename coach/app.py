@@ -17,12 +17,14 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import attrs
+import msgspec
 import structlog
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, LifespanScope
+from msgspec import Meta
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGILifespan
@@ -33,10 +35,11 @@ from .bridge import Erase, bridge, run_sampler, write_audit
 from .budget import LocalLimits, open_user_limits
 from .erasure import erase_user
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
-from .grading import AtOnce, Calibrations, Desk, Latencies, Reviews, delivery_desk
+from .grading import AtOnce, Bulk, Calibrations, Desk, Grade, Latencies, Reviews, delivery_desk
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
+from .second_grades import estimate_regrade
 from .session import (
     Authority,
     Identity,
@@ -380,21 +383,23 @@ async def _assignments() -> Response:
 async def _submission(submission: str) -> dict[str, Any]:
     """What has become of an essay; for its author, and for educators of the org."""
     identity = await _caller()
-    state = await app.opened().backend.queue.get(identity.org, submission)
+    queue = app.opened().backend.queue
+    state = await queue.get(identity.org, submission)
     is_theirs = (
         state is not None and state.user == identity.user and state.kind == "grade"
     ) or identity.role == "educator"
     if state is None or not is_theirs:
         raise Forbidden("you have no submission of this id")
     failure = state.failure
-    return {
+    found: dict[str, Any] = {
         "submission": submission,
         "user": state.user,
         "status": state.status,
         "submitted_at": state.submitted_at,
         "place": state.place,
+        "ended_at": state.ended_at,
         "retry_at": state.retry_at,
-        "grade": None if state.grade is None else attrs.asdict(state.grade),
+        "grade": _as_json(state.grade),
         "failure": None
         if failure is None
         else {
@@ -404,6 +409,73 @@ async def _submission(submission: str) -> dict[str, Any]:
             "can_retry": failure.can_retry,
         },
     }
+    if identity.role == "educator":
+        found["history"] = [
+            {"kind": second.kind, "at": second.ended_at, "grade": _as_json(second.grade)}
+            for second in await queue.history(identity.org, submission)
+        ]
+    return found
+
+
+def _as_json(grade: Grade | None) -> dict[str, Any] | None:
+    return None if grade is None else attrs.asdict(grade)
+
+
+class _Regrade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an educator wants to have graded again."""
+
+    submissions: Annotated[list[str], Meta(max_length=100_000)] = []
+    assignment: str | None = None
+    audit_percent: Annotated[float, Meta(gt=0, le=100)] | None = None
+    dry_run: bool = False
+    job: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
+
+
+@app.post("/api/regrade")
+async def _regrade() -> tuple[dict[str, Any], int]:
+    """Have essays of the own org graded again, in the background; for educators."""
+    identity = await _educator()
+    try:
+        wanted = msgspec.json.decode(await request.get_data(), type=_Regrade)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadMessage(f"not a request to regrade: {error}") from error
+    backend = app.opened().backend
+    bulk = _bulk()
+    chosen = await bulk.choose(
+        identity.org,
+        ids=wanted.submissions,
+        assignment=wanted.assignment,
+        percent=wanted.audit_percent,
+    )
+    prices = backend.costs.prices
+    estimate = estimate_regrade(chosen, app.settings, backend.rubric, prices)
+    currency = app.settings.costs.currency
+    said: dict[str, Any] = {"job": None, "estimate": estimate.as_json(prices, currency)}
+    if wanted.dry_run or not chosen:
+        return said, 200
+    said["job"] = await bulk.open(
+        identity.org,
+        "regrade" if wanted.audit_percent is None else "audit",
+        [each.id for each in chosen],
+        by=identity.user,
+        job=wanted.job,
+    )
+    return said, 202
+
+
+@app.get("/api/regrade/<job>")
+async def _regrade_job(job: str) -> dict[str, Any]:
+    """How far it is; for educators of the org."""
+    identity = await _educator()
+    found = await _bulk().find(job)
+    if found is None or found.org != identity.org:
+        raise Forbidden("your organisation has no job of this id")
+    return attrs.asdict(found)
+
+
+def _bulk() -> Bulk:
+    backend = app.opened().backend
+    return Bulk(backend.redis, backend.queue, app.settings.grading)
 
 
 @app.get("/api/reviews")
@@ -429,7 +501,7 @@ def _reviews() -> Reviews:
 async def _educator() -> Identity:
     identity = await _caller()
     if identity.role != "educator":
-        raise Forbidden("reviews are for educators: coach token --role educator")
+        raise Forbidden("this is for educators: coach token --role educator")
     return identity
 
 

@@ -26,7 +26,7 @@ from quart import Blueprint, Response, current_app, jsonify, request
 from .errors import BadMessage, Forbidden
 from .grading import Desk, Mode
 from .ops import FLAGS, Reading, metrics, read, vitals, write_flag
-from .store import Redis, RedisError
+from .store import Redis, RedisError, hold_lease
 
 if TYPE_CHECKING:
     from . import config
@@ -92,7 +92,7 @@ async def run_sampler(redis: Redis, *, worker: str) -> None:
     readings: deque[Reading] = deque()
     while True:
         try:
-            if await _is_sampler(redis, host, worker):
+            if await hold_lease(redis, f"sampler:{host}", worker, LEASE_MS):
                 now = read(metrics.registry().collect(), time.time())
                 readings.append(now)
                 while readings[0].at < now.at - WINDOW_S - SAMPLE_S / 2:
@@ -106,17 +106,6 @@ async def run_sampler(redis: Redis, *, worker: str) -> None:
         except RedisError as error:
             log.debug("not_sampled", error=str(error))
         await trio.sleep(SAMPLE_S if len(readings) != 1 else min(SAMPLE_S, FIRST_S))
-
-
-async def _is_sampler(redis: Redis, host: str, worker: str) -> bool:
-    """Take the lease, or keep it."""
-    key = f"sampler:{host}"
-    if await redis.set(key, worker, nx=True, px=LEASE_MS):
-        return True
-    if await redis.get(key) != worker.encode():
-        return False
-    await redis.pexpire(key, LEASE_MS)
-    return True
 
 
 def host_name() -> str:

@@ -406,6 +406,10 @@ class Grading(Section, frozen=True, kw_only=True):
     """By org, where it is not 1: shares of the graders' time while several orgs wait."""
     drain_s: Seconds = 10.0
     """From SIGTERM until a grader hands back what it has not finished."""
+    bulk_max: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
+    """Essays of one bulk job (`coach regrade`)."""
+    bulk_window: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    """So many of them are in the queue at once."""
     result_days: Count = 90
     lanes: tuple[Literal["interactive", "submission", "background"], ...] = (
         "interactive",

@@ -28,7 +28,7 @@ from . import config
 from .backend import open_backend
 from .errors import ConfigurationError
 from .graders import judges_of
-from .grading import Answer, JudgeOut, Rubric, Usage
+from .grading import OUTPUT_TOKENS_USUAL, Answer, JudgeOut, Rubric, Usage
 from .ops import Prices
 from .ops import log as logging
 from .providers import estimate_tokens, judge_prompt
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ANSWERS: Final = "answers.jsonl"
-OUTPUT_TOKENS_USUAL: Final = 400
-"""Of an answer, for an estimate before there is one to go by."""
 TRIES_MAX: Final = 4
 """How often one essay is brought to one judge in a run."""
 OUTS_MAX: Final = 8

@@ -12,6 +12,7 @@ from .backend import Backend, benches_of, open_backend
 from .grading import (
     LENSES,
     Calibrations,
+    Feeder,
     Hours,
     Judge,
     Reviews,
@@ -56,6 +57,7 @@ async def run_graders(settings: config.Settings, *, hours: Hours | None = None) 
 async def _grade(
     backend: Backend, settings: config.Grading, calibrations: Calibrations, stopping: trio.Event
 ) -> None:
+    reviews = Reviews(backend.redis, backend.queue, settings)
     seat = partial(
         seat_panel,
         benches_of(backend, settings),
@@ -64,18 +66,23 @@ async def _grade(
         pseudonyms=backend.pseudonyms,
         judges=settings.judges,
     )
-    await run_grader(
-        queue=backend.queue,
-        judges=seat(),
-        fresh=seat(fresh=True),
-        reviews=Reviews(backend.redis, backend.queue, settings),
-        rubric=backend.rubric,
-        settings=settings,
-        costs=backend.costs,
-        calibrations=calibrations,
-        worker=backend.worker,
-        stopping=stopping,
-    )
+    async with trio.open_nursery() as nursery:
+        if "background" in settings.lanes:
+            feeder = Feeder(backend.redis, backend.queue, reviews, settings, worker=backend.worker)
+            nursery.start_soon(feeder.run)
+        await run_grader(
+            queue=backend.queue,
+            judges=seat(),
+            fresh=seat(fresh=True),
+            reviews=reviews,
+            rubric=backend.rubric,
+            settings=settings,
+            costs=backend.costs,
+            calibrations=calibrations,
+            worker=backend.worker,
+            stopping=stopping,
+        )
+        nursery.cancel_scope.cancel("the grader stops")
 
 
 def judges_of(backend: Backend, grading: config.Grading) -> list[Judge]:

@@ -35,6 +35,8 @@ ACCESS: Final = {
     ("POST", "/api/token"): ANYBODY,  # in open mode; refused in the other, see test_app
     ("GET", "/api/assignments"): ANYBODY,
     ("GET", "/api/submissions/<submission>"): WITH_TOKEN,  # and only the own ones: see test_app
+    ("POST", "/api/regrade"): EDUCATORS,
+    ("GET", "/api/regrade/<job>"): EDUCATORS,  # and only of their org: see test_app
     ("GET", "/api/reviews"): EDUCATORS,
     ("GET", "/api/reviews/<submission>"): EDUCATORS,  # and only of their org: see test_app
     ("GET", "/api/costs"): STAFF,
@@ -47,7 +49,7 @@ ACCESS: Final = {
 }
 ENDLESS: Final = "/api/ops/stream"
 NO_TOKENS: Final = ("Bearer", "Bearer x.y.z", "Basic eA==", "Bearer eyJhbGciOiJub25lIn0.e30.")
-NOT_YOURS: Final = (b"you have no submission of this id", b"your organisation has no review of")
+NOT_YOURS: Final = (b"you have no submission of this id", b"your organisation has no ")
 
 
 def routes() -> set[tuple[str, str]]:
@@ -68,7 +70,7 @@ async def test_each_route_lets_in_whom_the_table_names_and_nobody_else(tmp_path:
     async with opened(tmp_path) as served:
         for (method, rule), welcome in ACCESS.items():
             path = rule.replace("<submission>", "s-1").replace("<path:filename>", "index.html")
-            path = path.replace("<user>", "nobody")
+            path = path.replace("<user>", "nobody").replace("<job>", "b-1")
             for role in (None, *ROLES):
                 if role in welcome and rule == ENDLESS:
                     continue  # test_bridge listens to it
@@ -93,7 +95,7 @@ async def test_a_token_of_nobody_gets_no_further_than_none(tmp_path: Path) -> No
             if None in welcome:
                 continue
             for header in NO_TOKENS:
-                path = rule.replace("<submission>", "s-1")
+                path = rule.replace("<submission>", "s-1").replace("<job>", "b-1")
                 headers = {"Authorization": header}
                 ask = getattr(client, method.lower())
                 response = await ask(path, headers=headers)

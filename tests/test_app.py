@@ -26,7 +26,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from coach import config
 from coach.app import CONTENT_SECURITY_POLICY, Parts, app, open_parts
-from coach.grading import Claim, CriterionGrade, Grade, Reviews, Submission
+from coach.grading import Claim, CriterionGrade, Feeder, Grade, Reviews, Submission
 from coach.ops import metrics
 from coach.providers import Usage
 from coach.store import EmbeddedServer, open_embedded
@@ -168,7 +168,8 @@ async def test_a_submission_is_shown_to_its_author_only(tmp_path: Path) -> None:
         assert status == 200
         assert abs(queued.pop("submitted_at") - time.time()) < 60
         waiting = {"submission": "s-1", "user": "ana", "grade": None, "failure": None}
-        assert queued == {**waiting, "status": "queued", "place": 1, "retry_at": None}
+        times = {"ended_at": None, "retry_at": None}
+        assert queued == {**waiting, **times, "status": "queued", "place": 1}
         educator = served.bearer("eva", role="educator")
         assert (await client.get(path, headers=educator)).status_code == 200
         elsewhere = served.bearer("eva", "other", role="educator")
@@ -182,6 +183,7 @@ async def test_a_submission_is_shown_to_its_author_only(tmp_path: Path) -> None:
         await queue.finish(claim, GRADE)
         _, graded = await answer(path, mine)
         assert (graded["status"], graded["grade"]) == ("graded", as_json(GRADE))
+        assert graded["ended_at"] >= graded["submitted_at"]
 
 
 async def test_a_submission_that_fails_says_why_and_whether_trying_again_helps(
@@ -205,6 +207,53 @@ async def test_a_submission_that_fails_says_why_and_whether_trying_again_helps(
         assert told[1]["failure"] == {**failure, "can_retry": False}
         assert told[2]["place"] is None
         assert 50 < told[2]["retry_at"] - time.time() < 70
+
+
+async def test_educators_have_essays_graded_again_and_see_both_grades(tmp_path: Path) -> None:
+    client = app.test_client()
+    async with opened(tmp_path) as served:
+        backend = served.parts.backend
+        for id_ in ("s-1", "s-2"):
+            await backend.queue.keep(
+                Submission(id=id_, user="ana", org="demo", assignment="a", text="It was calm."),
+                GRADE,
+            )
+        educator = served.bearer("eva", role="educator")
+
+        async def ask(**wanted: object) -> tuple[int, Any]:
+            response = await client.post(
+                "/api/regrade", headers=educator, data=msgspec.json.encode(wanted)
+            )
+            return response.status_code, await response.get_json()
+
+        assert (await ask(percent=4))[0] == (await ask(audit_percent=0))[0] == 400
+        status, tried = await ask(assignment="a", dry_run=True)
+        assert (status, tried["job"], tried["estimate"]["essays"]) == (200, None, 2)
+        assert (await ask(assignment="none"))[0] == 200
+        status, begun = await ask(submissions=["s-1", "nobody's"], job="j-1")
+        assert (status, begun["job"], begun["estimate"]["answers"]) == (202, "j-1", 3)
+        assert (await ask(assignment="a", job="j-1"))[0] == 202  # the same again
+        status, job = await answer("/api/regrade/j-1", educator)
+        assert (status, job["total"], job["by"], job["mode"]) == (200, 1, "eva", "running")
+        elsewhere = served.bearer("eva", "other", role="educator")
+        assert (await answer("/api/regrade/j-1", elsewhere))[0] == 403
+
+        grading = config.Grading()
+        reviews = Reviews(backend.redis, backend.queue, grading)
+        await Feeder(backend.redis, backend.queue, reviews, grading, worker="g").feed(0)
+        claim = await backend.queue.claim(0, ["background"])
+        assert isinstance(claim, Claim)
+        second = attrs.evolve(GRADE, score=60)
+        await backend.queue.finish(claim, second)
+        _, found = await answer("/api/submissions/s-1", educator)
+        assert found["grade"]["score"] == 64
+        assert [(each["kind"], each["grade"]["score"]) for each in found["history"]] == [
+            ("regrade", 60)
+        ]
+        _, own = await answer("/api/submissions/s-1", served.bearer())
+        assert "history" not in own
+        hidden = await client.get(f"/api/submissions/{claim.id}", headers=served.bearer())
+        assert hidden.status_code == 403
 
 
 async def test_operators_see_all_bills_and_educators_their_own(tmp_path: Path) -> None:

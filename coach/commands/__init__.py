@@ -3,7 +3,19 @@
 What they have in common, such as where the settings are and how Redis is reached, is in `options`.
 """
 
-from . import calibrate, costs, evaluate, flags, limits, queue, quota, sessions, users, webhooks
+from . import (
+    calibrate,
+    costs,
+    evaluate,
+    flags,
+    limits,
+    queue,
+    quota,
+    regrade,
+    sessions,
+    users,
+    webhooks,
+)
 from .options import ConfigOption, DataDirOption, load
 
 __all__ = [
@@ -17,6 +29,7 @@ __all__ = [
     "load",
     "queue",
     "quota",
+    "regrade",
     "sessions",
     "users",
     "webhooks",

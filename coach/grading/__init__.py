@@ -2,6 +2,7 @@
 
 from .answers import Answer
 from .at_once import AtOnce
+from .bulk import Bulk, BulkJob, Chosen, Feeder
 from .calibration import Bands, Calibration, Line, panel_name, panel_score
 from .calibrations import (
     Calibrations,
@@ -14,7 +15,7 @@ from .calibrations import (
 from .desk import Desk, Done, JobView
 from .grader import run_grader
 from .hours import Hours, work_within
-from .judges import LENSES, Bench, Judge, JudgeOut, seat_panel
+from .judges import LENSES, OUTPUT_TOKENS_USUAL, Bench, Judge, JudgeOut, seat_panel
 from .queue import Claim, Latencies, Mode, Queue, QueueStatistics
 from .records import (
     LANES,
@@ -35,19 +36,24 @@ from .webhooks import delivery_desk, run_courier
 __all__ = [
     "LANES",
     "LENSES",
+    "OUTPUT_TOKENS_USUAL",
     "Answer",
     "Assignment",
     "AtOnce",
     "Bands",
     "Bench",
+    "Bulk",
+    "BulkJob",
     "Calibration",
     "Calibrations",
+    "Chosen",
     "Claim",
     "Criterion",
     "CriterionGrade",
     "Desk",
     "Done",
     "Failure",
+    "Feeder",
     "Grade",
     "Hours",
     "JobView",

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 SETTLE_S_MAX: Final = 5.0
 """How long storing a result may outlast a cancellation, or wait for a Redis that restarts."""
-KINDS: Final = ("grade", "regrade")
+KINDS: Final = ("grade", "regrade", "audit")
 """What this grader knows to do."""
 BUDGET_S: Final = 60.0
 """Between two looks at an essay whose org has spent its budget."""
@@ -207,7 +207,7 @@ class _Grader:
                 delay_s=BUDGET_S,
             )
             return
-        is_second = job.kind == "regrade"
+        is_second = job.kind != "grade"
         panel = self._fresh if is_second else self._judges
         quorum = min(self._settings.quorum, len(panel))
         kept = {}

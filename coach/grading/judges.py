@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+OUTPUT_TOKENS_USUAL: Final = 400
+"""Of a judge's answer, for estimates before there are any."""
 ANSWERS_MAX: Final = 2
 """The first one and its repair."""
 GATES_MAX: Final = 3

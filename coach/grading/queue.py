@@ -256,6 +256,7 @@ class Queue:
             parameters,
             self._announced(submission),
             record=submission.id,
+            index=self._index(submission),
         )
         match reply[0]:
             case b"forbidden":
@@ -340,6 +341,7 @@ class Queue:
             self._ttl_s,
             self._announced(submission),
             record=submission.id,
+            index=self._index(submission),
         )
         return bool(reply[0] == b"kept")
 
@@ -354,7 +356,7 @@ class Queue:
         if not reply or reply[2].decode() != org:
             return None
         status, user, _, submitted_ms, grade, code, message, reason, failures, *rest = reply
-        kind, hopeless, place, due_ms = rest
+        kind, hopeless, ended_ms, place, due_ms = rest
         return SubmissionState(
             id=submission,
             user=user.decode(),
@@ -362,6 +364,7 @@ class Queue:
             status=_STATUS[status],
             kind=kind.decode(),
             submitted_at=int(submitted_ms) / 1000,
+            ended_at=int(ended_ms) / 1000 if ended_ms and status in _ENDED else None,
             place=place or None,
             retry_at=due_ms / 1000 if due_ms else None,
             grade=msgspec.json.decode(grade, type=Grade) if status == b"graded" else None,
@@ -395,6 +398,25 @@ class Queue:
             if said == b"erased":
                 erased.append(id_)
         return erased
+
+    async def note_again(self, org: str, submission: str, second: str, kind: Kind) -> None:
+        """Note that an essay is graded again, under the id `second`. Repeating it is harmless."""
+        record = self.keys.record(self.shard(org), submission)
+        await script("queue_again")(self._redis, [record], [second, kind])
+
+    async def history(self, org: str, submission: str) -> list[SubmissionState]:
+        """The further grades that an essay has been given, the oldest first; not the first one."""
+        prefix = b"again:"
+        names = await self._redis.execute_command(
+            "HKEYS", self.keys.record(self.shard(org), submission)
+        )
+        seconds = [
+            await self.get(org, name.removeprefix(prefix).decode())
+            for name in names
+            if name.startswith(prefix)
+        ]
+        graded = [state for state in seconds if state is not None and state.grade is not None]
+        return sorted(graded, key=lambda state: state.ended_at or 0.0)
 
     # -- for graders ---------------------------------------------------------------------------
 
@@ -683,6 +705,9 @@ class Queue:
         keys = [self.keys.structure(shard, "outbox") for shard in self.shards]
         return sum([await self._redis.execute_command("ZCARD", key) for key in keys])
 
+    def _index(self, submission: Submission) -> str:
+        return self.keys.index(self.shard(submission.org), submission.org, submission.assignment)
+
     def _announced(self, submission: Submission) -> int:
         return int(submission.kind == "grade" and self._announces(submission.org))
 
@@ -702,6 +727,7 @@ class Queue:
         )
 
 
+_ENDED: Final = (b"graded", b"failed")
 _STATUS: Final[dict[bytes, Status]] = {
     b"queued": "queued",
     b"grading": "grading",

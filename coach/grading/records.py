@@ -127,6 +127,8 @@ class SubmissionState:
     kind: str = "grade"
     submitted_at: float = 0.0
     """Seconds since the epoch, on Redis' clock."""
+    ended_at: float | None = None
+    """When it was graded or given up; likewise."""
     place: int | None = None
     """1 is the next; None: it does not wait for a grader now."""
     retry_at: float | None = None

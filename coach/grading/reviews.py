@@ -1,4 +1,4 @@
-"""Grades that a person should look at: those on which the judges disagree, and a random sample.
+"""Grades a person should look at: where judges disagree, a random sample, and audits (bulk.py).
 
 A list for each org in Redis, which holds ids; essay and grade are in the submission's record. An
 essay on which the judges disagree is also read by a fresh panel, in the background: its grade is a
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .queue import Job, Queue
     from .records import Grade
 
-Reason = Literal["disagreement", "sample"]
-REASONS: Final[tuple[Reason, ...]] = ("disagreement", "sample")
+Reason = Literal["disagreement", "sample", "audit"]
+REASONS: Final[tuple[Reason, ...]] = ("disagreement", "sample", "audit")
 
 LENGTH_MAX: Final = 10_000
 """Reviews an org may have open; beyond it the oldest leave the list."""
@@ -41,7 +41,7 @@ class Review:
     grade: Grade | None
     """As the student was told; None where its record has outlived its time."""
     second: Grade | None
-    """A fresh panel's; None while there is none."""
+    """A fresh panel's, the newest; None while there is none."""
 
 
 class Reviews:
@@ -91,13 +91,13 @@ class Reviews:
 
     async def _review(self, org: str, submission: str, reason: str, at_ms: bytes | float) -> Review:
         state = await self._queue.get(org, submission)
-        second = await self._queue.get(org, second_id(submission))
+        history = await self._queue.history(org, submission)
         return Review(
             submission=submission,
             reason=cast("Reason", reason),
             at=float(at_ms) / 1000,
             grade=None if state is None else state.grade,
-            second=None if second is None else second.grade,
+            second=history[-1].grade if history else None,
         )
 
     async def ask_again(self, job: Job, submission: str) -> None:
@@ -106,9 +106,11 @@ class Reviews:
         Raises:
           Overloaded: the background lane takes nothing in just now.
         """
+        second = second_id(submission)
+        await self._queue.note_again(job.org, submission, second, "regrade")
         await self._queue.submit(
             Submission(
-                id=second_id(submission),
+                id=second,
                 user=job.user,
                 org=job.org,
                 assignment=job.assignment,

@@ -30,6 +30,7 @@ class Keys:
         shard: int,
         *args: str | bytes | int,
         record: str | None = None,
+        index: str | None = None,
     ) -> Any:
         """Run a script on a shard.
 
@@ -39,6 +40,7 @@ class Keys:
           shard: whose keys it gets.
           args: its ARGV.
           record: the id of the job it is about, where it touches its record.
+          index: the key of its assignment, where an essay comes in.
 
         Raises:
           RedisError: see `Script`.
@@ -46,6 +48,8 @@ class Keys:
         keys = _of_shard(self, shard)
         if record is not None:
             keys = (*keys, self.record(shard, record), self.structure(shard, "outbox"))
+        if index is not None:
+            keys = (*keys, index)
         return await script(name)(redis, keys, args)
 
     def structure(self, shard: int, name: str) -> str:
@@ -55,6 +59,10 @@ class Keys:
     def markers(self, shard: int, lane: Lane) -> str:
         """The list that wakes a lane's graders."""
         return self.structure(shard, f"markers:{lane}")
+
+    def index(self, shard: int, org: str, assignment: str) -> str:
+        """The essays of an assignment; no org has a colon in its name."""
+        return f"{self.records}s:{{{shard}}}:{org}:{assignment}"
 
     def record(self, shard: int, id_: str) -> str:
         """The record of one job."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import random
+import secrets
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,7 +38,7 @@ import trio
 from .. import __version__
 from ..errors import CoachError, Conflict
 from ..ops import metrics
-from ..store import RedisError
+from ..store import RedisError, hold_lease
 from .claiming import HAND_BACK_S_MAX, REDIS_PAUSE_S, Claimer
 from .desk import Desk
 from .queue import Queue
@@ -222,6 +223,7 @@ class Courier:
         options = delivery_settings(settings)
         self._deliveries = Queue(redis, options, keys=DELIVERIES)
         self._receivers = {each.name: _Receiver(each) for each in settings.webhooks.to}
+        self._name = secrets.token_hex(8)
         self._wall = wall
         self._rng = random.Random()  # noqa: S311  spreads retries, guards nothing
         self.claimer = Claimer(
@@ -255,7 +257,7 @@ class Courier:
         """
         found = await self._queue.announced(shard, PASSED_MAX)
         lease = self._queue.keys.structure(shard, "outbox:courier")
-        if not found or not await self._redis.set(lease, "1", nx=True, px=PASS_LEASE_MS):
+        if not found or not await hold_lease(self._redis, lease, self._name, PASS_LEASE_MS):
             return 0
         errors: list[Exception] = []
 
@@ -269,7 +271,6 @@ class Courier:
         async with trio.open_nursery() as nursery:
             for news in found:
                 nursery.start_soon(pass_one, news)
-        await self._redis.delete(lease)
         if errors:
             raise errors[0]
         return len(found)

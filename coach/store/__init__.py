@@ -10,6 +10,7 @@ from .embedded import (
     share_embedded,
 )
 from .errors import ConnectionLost, NotSent, RedisError, ResponseError
+from .lease import hold_lease
 from .pipeline import Pipeline
 from .scripts import Script, script
 from .server import RedisStatistics
@@ -27,6 +28,7 @@ __all__ = [
     "ResponseError",
     "Script",
     "find_embedded",
+    "hold_lease",
     "keep_embedded",
     "open_embedded",
     "open_redis",

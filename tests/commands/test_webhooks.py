@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from coach import config
+from coach.errors import CoachError
 from coach.grading import Claim, Submission, delivery_desk
 from coach.store import open_embedded, open_redis
-from tests.test_cli import coach, refusal
+
+from . import inside
 
 pytestmark = pytest.mark.real_time
 
 
 async def test_an_operator_sees_what_was_given_up_sends_it_again_and_drops_it(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def says(*arguments: str) -> str:
-        done = await coach("webhooks", *arguments, "--data-dir", str(tmp_path), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
-
+    monkeypatch.setenv("COACH_DATA_DIR", str(tmp_path))
+    says = partial(inside.says, "webhooks")
     async with open_embedded(tmp_path) as server, open_redis(server.url) as redis:
         await redis.execute_command("CONFIG SET", "appendfsync", "always")
         deliveries = delivery_desk(redis, config.Settings()).queue
@@ -38,4 +38,5 @@ async def test_an_operator_sees_what_was_given_up_sends_it_again_and_drops_it(
         assert await says("retry", "--all") == "1 ready now\n"
         assert await says("drop", "msg_1", "--yes") == "1 dropped\n"
         assert json.loads(await says("show", "--json"))["dead"] == 0
-    assert refusal(await coach("webhooks", "retry", cwd=tmp_path)).startswith("name them, or")
+    with pytest.raises(CoachError, match="name them, or say --all"):
+        await says("retry")

@@ -107,7 +107,9 @@ class World:
 
     def courier(self) -> Courier:
         """As of a process that has just started."""
-        return Courier(self.redis, self.queue, self.settings, wall=lambda: AT_S)
+        courier = Courier(self.redis, self.queue, self.settings, wall=lambda: AT_S)
+        courier._name = "any"  # who dies keeps the lease for a while; here nobody waits for it
+        return courier
 
     async def end(self, id_: str, how: str = "graded", **changes: Any) -> None:
         """An essay is handed in and comes to its end."""
@@ -353,7 +355,6 @@ async def test_cancelled_at_every_checkpoint_the_news_is_told_all_the_same(tmp_p
             await world.end(f"s{step}")
             with cancel_at_step(step) as scope:
                 await once(world, world.courier())
-            await world.redis.delete("queue:{0}:outbox:courier")
             if await world.queue.outbox():
                 await world.courier().pass_on_once(0)
             for id_ in await world.redis.execute_command("ZRANGE", "webhooks:{0}:leased", 0, -1):

@@ -24,6 +24,8 @@ KEYS[13]  record  HASH    submission:{shard}:<id>: the essay, its state, judges'
                           Only where the script is about one job
 KEYS[14]  outbox  ZSET    "<graded|failed> <attempt> <id>" -> when, milliseconds of the Redis clock: ends
                           of jobs that somebody outside is still to hear of. Beside the record
+KEYS[15]  index   ZSET    of an org's assignment: id -> when it was handed in, milliseconds of the Redis
+                          clock. Only where an essay comes in
 
 Invariants (hold before and after every queue_* script)
   I1  an id is in at most one of ready, delayed, leased, dead, and in jobs if and only if it is in
@@ -165,6 +167,15 @@ local function announce(how, attempt, id)
   if redis.call("HGET", record, "announce") == "1" then
     redis.call("ZADD", KEYS[14], int(now_ms), how .. " " .. attempt .. " " .. id)
     redis.call("EXPIRE", KEYS[14], OUTBOX_S)
+  end
+end
+
+-- Remember an essay under its assignment, for as long as it may be there.
+local function index_essay(id, kind, ttl_s)
+  if kind == "grade" then
+    redis.call("ZADD", KEYS[15], int(now_ms), id)
+    redis.call("ZREMRANGEBYSCORE", KEYS[15], "-inf", int(now_ms - 2 * ttl_s * 1000))
+    redis.call("EXPIRE", KEYS[15], 2 * ttl_s)
   end
 end
 

@@ -45,5 +45,6 @@ redis.call("HSET", record, "id", id, "user", ARGV[2], "org", ARGV[3], "assignmen
   "parameters", ARGV[9], "announce", announced, "submitted_ms", int(now_ms - took_ms), "status", "graded",
   "grade", ARGV[10], "ended_ms", int(now_ms))
 redis.call("EXPIRE", record, ttl_s)
+index_essay(id, ARGV[8], ttl_s)
 announce("graded", 0, id)
 return { "kept" }

@@ -88,6 +88,7 @@ redis.call("HSET", record, "id", id, "user", ARGV[2], "org", org, "assignment", 
   "text", ARGV[5], "digest", ARGV[6], "worker", ARGV[8], "session", ARGV[9], "lane", lane,
   "kind", ARGV[14], "parameters", ARGV[15], "announce", announced, "submitted_ms", int(now_ms), "status", "open")
 redis.call("EXPIRE", record, ttl_s)
+index_essay(id, ARGV[14], ttl_s)
 keep_place(job, org)
 write_job(job)
 make_ready(job)
