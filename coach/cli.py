@@ -95,6 +95,9 @@ def grade(
         str | None, typer.Option(help="Comma-separated lanes to serve; default all.")
     ] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Grades at once.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="host:port where this process answers GET /metrics.")
+    ] = None,
     hours: Annotated[
         str | None, typer.Option(help="Grade only then, as 22-06; with --lanes background.")
     ] = None,
@@ -111,6 +114,8 @@ def grade(
         )
     if concurrency is not None:
         os.environ["COACH_GRADING__CONCURRENCY"] = str(concurrency)
+    if metrics is not None:
+        os.environ["COACH_GRADING__METRICS"] = metrics
     settings = _load(config_file, data_dir)
     if hours is None:
         trio.run(run_graders, settings)

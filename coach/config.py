@@ -41,6 +41,14 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 """Hosts that may be asked without TLS: nothing leaves the machine."""
 
 
+def address_of(text: str) -> tuple[str, int] | None:
+    """Host and port of `host:port`; None: it is none."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        return None
+    return host.strip("[]"), int(port)
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every section: unknown keys are refused by name."""
 
@@ -81,8 +89,9 @@ class Server(Section, frozen=True, kw_only=True):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of `bind`."""
-        host, _, port = self.bind.rpartition(":")
-        return host.strip("[]"), int(port)
+        found = address_of(self.bind)
+        assert found is not None  # checked when it was read
+        return found
 
 
 class Session(Section, frozen=True, kw_only=True):
@@ -387,6 +396,8 @@ class Grading(Section, frozen=True, kw_only=True):
     """Share of grades that a person is to look at, whatever the judges said."""
     concurrency: Count = 16
     """Grades one grader process works on at once."""
+    metrics: str | None = None
+    """`host:port` where a grader process answers `GET /metrics`; each its own. Absent: nowhere."""
     lease_s: Annotated[float, Meta(ge=0.1, le=600)] = 10.0
     heartbeat_s: Seconds = 3.0
     attempts_max: Count = 5
@@ -600,11 +611,7 @@ def _secrets(value: Any, environ: Mapping[str, str]) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    try:
-        host, port = settings.server.address
-    except ValueError:
-        host, port = "", -1
-    if not host or not 0 <= port <= 65_535:
+    if address_of(settings.server.bind) is None:
         raise ConfigurationError(f"server.bind: {settings.server.bind!r} is not host:port")
     names = [provider.name for provider in settings.provider]
     if len(set(names)) != len(names):
@@ -634,6 +641,8 @@ def _check(settings: Settings) -> None:
 
 
 def _check_grading(grading: Grading) -> None:
+    if grading.metrics is not None and address_of(grading.metrics) is None:
+        raise ConfigurationError(f"grading.metrics: {grading.metrics!r} is not host:port")
     if grading.quorum > grading.judges:
         raise ConfigurationError("grading.quorum is above grading.judges")
     if grading.heartbeat_s * 2 > grading.lease_s:

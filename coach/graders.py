@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 from functools import partial
 
+import structlog
 import trio
 
 from . import config
 from .backend import Backend, benches_of, open_backend
+from .config import address_of
 from .grading import (
     LENSES,
     Calibrations,
@@ -22,6 +24,9 @@ from .grading import (
     work_within,
 )
 from .ops import log as logging
+from .ops import serve_metrics
+
+log = structlog.get_logger()
 
 
 async def run_graders(settings: config.Settings, *, hours: Hours | None = None) -> None:
@@ -38,6 +43,10 @@ async def run_graders(settings: config.Settings, *, hours: Hours | None = None) 
     stopping = trio.Event()
     async with open_backend(settings, role="grader") as backend, trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, stopping)
+        address = address_of(settings.grading.metrics or "")
+        if address is not None:
+            port = await nursery.start(serve_metrics, *address)
+            log.info("metrics_served", port=port)
         calibrations = Calibrations(backend.rubric)
         await nursery.start(calibrations.run, backend.redis)
         grade = partial(_grade, backend, settings.grading, calibrations)

@@ -7,6 +7,7 @@ from .bill import Bill, Question, ask_for_bill, erase_user, read_bill
 from .costs import BudgetExhausted, Costs, Reason, open_costs
 from .flags import FLAGS, Flag, Flags, read_flags, write_flag
 from .prices import Prices, TokenPrice, TokenUsage, load_prices
+from .scrape import serve_metrics
 from .vitals import Reading, Vitals, read, vitals
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "read",
     "read_bill",
     "read_flags",
+    "serve_metrics",
     "vitals",
     "write_flag",
 ]
