@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from .errors import ConfigurationError
 from .grading import OUTPUT_TOKENS_USUAL, Usage
 from .providers import estimate_tokens, judge_prompt
 
@@ -55,8 +56,13 @@ def estimate_regrade(
     An essay with a grade counts with what a judge used for that on average. One without counts as
     if nothing of its prompt were cached, which is too much, with OUTPUT_TOKENS_USUAL of output.
     Each seat of the panel has the price of the provider that it begins with.
+
+    Raises:
+      ConfigurationError: there is no provider.
     """
     providers = settings.provider
+    if not providers:
+        raise ConfigurationError("no [[provider]] is configured: nobody would be asked")
     seats = [providers[(seat + 1) % len(providers)] for seat in range(settings.grading.judges)]
     around = judge_prompt(
         rubric=rubric.as_text(),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 
 import attrs
+import pytest
 
 from coach import config
+from coach.errors import ConfigurationError
 from coach.grading import OUTPUT_TOKENS_USUAL, Chosen, Grade, Usage, load_rubric
 from coach.ops import load_prices
 from coach.second_grades import estimate_regrade
@@ -45,6 +47,8 @@ def test_each_seat_has_its_price_and_each_essay_what_its_judges_used() -> None:
     guessed = estimate_regrade([graded, unknown], settings, rubric, prices)
     assert guessed.measured == 1
     assert guessed.output - found.output == 3 * OUTPUT_TOKENS_USUAL
+    with pytest.raises(ConfigurationError, match="nobody would be asked"):
+        estimate_regrade([graded], config.Settings(), rubric, prices)
     longer = estimate_regrade([attrs.evolve(unknown, bytes=8_000)], settings, rubric, prices)
     assert longer.input > guessed.input - found.input + 3 * 1_900
     assert longer.as_json(prices, "USD")["cost"] == f"{longer.nano / 1e9:.4f}"

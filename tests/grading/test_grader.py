@@ -292,7 +292,7 @@ async def test_a_kind_that_the_grader_does_not_know_is_a_dead_letter_to_be_repla
     tmp_path: Path,
 ) -> None:
     async with open_world(tmp_path) as world, grading(world):
-        await world.queue.submit(essay(kind="audit", lane="background"))
+        await world.queue.submit(essay(kind="webhook", lane="background"))
         state = await world.ended()
     assert state.failure is not None
     assert "update them, then `coach queue retry`" in state.failure.reason
