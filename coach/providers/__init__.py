@@ -5,6 +5,7 @@ everything that wants a whole response; `open_stream` serves a feedback turn: it
 synchronously, from the connection's reader task, with each piece as it arrives.
 """
 
+from .batches import BatchApi, BatchRequest, BatchResult, Found, open_batch_api
 from .cacheable import ANTHROPIC_PRICE, CachePrice, Terms, terms_of
 from .circuit import Circuit, Leave, open_circuit
 from .estimator import Estimator
@@ -31,6 +32,9 @@ from .warmth import Interest, Visit, Warmth, open_warmth
 
 __all__ = [
     "ANTHROPIC_PRICE",
+    "BatchApi",
+    "BatchRequest",
+    "BatchResult",
     "Block",
     "CachePrice",
     "Circuit",
@@ -38,6 +42,7 @@ __all__ = [
     "ErrorKind",
     "Estimator",
     "FirstTokens",
+    "Found",
     "Interest",
     "Leave",
     "Message",
@@ -63,6 +68,7 @@ __all__ = [
     "is_final",
     "judge_prompt",
     "keep_warm",
+    "open_batch_api",
     "open_circuit",
     "open_pool",
     "open_provider",

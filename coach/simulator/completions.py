@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, final
 
 import msgspec
 from msgspec import Meta
 
+from .batches import CompletionBatches
 from .cache import CacheBlock
 from .dialect import (
     CHARACTERS_PER_TOKEN,
@@ -28,6 +29,9 @@ from .dialect import (
 from .exchange import Headers
 from .faults import RETRY_AFTER_S, FaultName
 from .quota import QuotaState, Shortage
+
+if TYPE_CHECKING:
+    from .account import Account
 
 CACHE_STEP_TOKENS: Final = 128
 STEP_CHARACTERS: Final = int(CACHE_STEP_TOKENS * CHARACTERS_PER_TOKEN)
@@ -290,6 +294,10 @@ class Completions:
                 (b"x-ratelimit-reset-" + name, duration(state.full_s).encode()),
             ]
         return headers
+
+    def batch_pages(self, account: Account) -> CompletionBatches:
+        """See `Dialect`."""
+        return CompletionBatches(account)
 
     def shape(
         self, request: Request, usage: Usage, message_id: str, wall_s: float

@@ -7,7 +7,7 @@ There are two: messages.py (Anthropic's) and completions.py (OpenAI's). Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import attrs
 import msgspec
@@ -16,6 +16,10 @@ from .cache import CacheBlock
 from .exchange import Headers
 from .faults import FaultName
 from .quota import QuotaState, Shortage
+
+if TYPE_CHECKING:
+    from .account import Account
+    from .batches import BatchPages
 
 CHARACTERS_PER_TOKEN: Final = 4.0
 MODEL_CHARACTERS_MAX: Final = 256
@@ -161,6 +165,9 @@ class Dialect(Protocol):
 
     def limit_headers(self, states: Sequence[QuotaState], wall_s: float) -> Headers:
         """What every head says of the quotas."""
+
+    def batch_pages(self, account: Account) -> BatchPages:
+        """The part of the API that is about batches, for one account."""
 
     def shape(self, request: Request, usage: Usage, message_id: str, wall_s: float) -> Shape:
         """How the answer to a request is written."""

@@ -9,12 +9,13 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, final
 
 import attrs
 import msgspec
 from msgspec import Meta
 
+from .batches import MessageBatches
 from .cache import LOOKBACK_BLOCKS, CacheBlock
 from .dialect import (
     MODEL_CHARACTERS_MAX,
@@ -28,6 +29,9 @@ from .dialect import (
 from .exchange import Headers
 from .faults import RETRY_AFTER_S, FaultName
 from .quota import QuotaState, Shortage
+
+if TYPE_CHECKING:
+    from .account import Account
 
 BREAKPOINTS_MAX: Final = 4
 
@@ -213,6 +217,10 @@ class Messages:
                 (name + b"reset", _rfc3339(wall_s + state.full_s)),
             ]
         return headers
+
+    def batch_pages(self, account: Account) -> MessageBatches:
+        """See `Dialect`."""
+        return MessageBatches(account)
 
     def shape(self, request: Request, usage: Usage, message_id: str, wall_s: float) -> MessageShape:
         """See `Dialect`."""

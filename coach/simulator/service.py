@@ -37,6 +37,7 @@ class Service:
         self.account = account
         self._dialect = account.dialect
         self._on_change = on_change
+        self._batch_pages = account.dialect.batch_pages(account)
         self._routes: dict[str, tuple[bytes, Callable[[Exchange, str], None]]] = {
             self._dialect.path: (b"POST", self._ask),
             "/stats": (b"GET", self._stats),
@@ -52,7 +53,8 @@ class Service:
         try:
             route = self._routes.get(path)
             if route is None:
-                raise self._dialect.not_found(exchange.method.decode("latin-1"), path)
+                self._batch(exchange, request_id)
+                return
             method, answer = route
             if exchange.method != method:
                 raise self._dialect.invalid("Method Not Allowed", 405)
@@ -95,6 +97,19 @@ class Service:
         self._dialect.check_key(exchange.headers, self.account.settings.api_key)
         body = msgspec.json.encode(page(exchange.body))
         self._respond(exchange, 200, JSON, body, request_id)
+
+    def _batch(self, exchange: Exchange, request_id: str) -> None:
+        """What is none of the paths above is about batches, or nothing."""
+        path = exchange.path.decode("latin-1")
+        if not path.startswith("/v1/"):
+            raise self._dialect.not_found(exchange.method.decode("latin-1"), path)
+        self._dialect.check_key(exchange.headers, self.account.settings.api_key)
+        if exchange.too_large:
+            raise self._dialect.too_large()
+        content_type, body = self._batch_pages.answer(
+            exchange.method, path, exchange.headers, exchange.body
+        )
+        self._respond(exchange, 200, content_type, body, request_id)
 
     def _stats(self, exchange: Exchange, request_id: str) -> None:
         self.account.settle()

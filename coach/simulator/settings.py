@@ -32,6 +32,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tokens_per_minute: Annotated[
         Count | None, "quota of input and output together (OpenAI's rule); absent: unlimited"
     ] = None
+    batch_s: Annotated[Amount, "mean time until a request of a batch is answered"] = 2.0
+    batch_expired_percent: Annotated[
+        float, Meta(ge=0, le=100), "of a batch's requests that expire unanswered"
+    ] = 0.0
+    batch_requests_max: Annotated[
+        Count | None, "requests that batches may hold at a time; absent: unlimited"
+    ] = None
     cache_ttl_s: Annotated[Amount, "life of a cached prefix after its last use"] = 300.0
     cache_tokens_min: Annotated[Count, "shortest prefix that is cached"] = 1_024
     context_tokens_max: Annotated[Count, "longest prompt"] = 200_000

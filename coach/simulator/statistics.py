@@ -45,6 +45,9 @@ class Statistics:
     output_tokens: int = 0
     events_sent: int = 0
     """Server-sent events."""
+    batches: int = 0
+    batch_requests: int = 0
+    """Of all batches, however they ended."""
     bytes_sent: int = 0
     """After encryption."""
     writes: int = 0
