@@ -427,6 +427,7 @@ class _Regrade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     submissions: Annotated[list[str], Meta(max_length=100_000)] = []
     assignment: str | None = None
     audit_percent: Annotated[float, Meta(gt=0, le=100)] | None = None
+    batch: bool = False
     dry_run: bool = False
     job: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
 
@@ -448,7 +449,7 @@ async def _regrade() -> tuple[dict[str, Any], int]:
         percent=wanted.audit_percent,
     )
     prices = backend.costs.prices
-    estimate = estimate_regrade(chosen, app.settings, backend.rubric, prices)
+    estimate = estimate_regrade(chosen, app.settings, backend.rubric, prices, batch=wanted.batch)
     currency = app.settings.costs.currency
     said: dict[str, Any] = {"job": None, "estimate": estimate.as_json(prices, currency)}
     if wanted.dry_run or not chosen:
@@ -458,6 +459,7 @@ async def _regrade() -> tuple[dict[str, Any], int]:
         "regrade" if wanted.audit_percent is None else "audit",
         [each.id for each in chosen],
         by=identity.user,
+        way="batch" if wanted.batch else "live",
         job=wanted.job,
     )
     return said, 202

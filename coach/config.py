@@ -419,6 +419,10 @@ class Grading(Section, frozen=True, kw_only=True):
     """From SIGTERM until a grader hands back what it has not finished."""
     bulk_max: Annotated[int, Meta(ge=1, le=100_000)] = 20_000
     """Essays of one bulk job (`coach regrade`)."""
+    bulk_batch_window: Annotated[int, Meta(ge=1, le=100_000)] = 2_000
+    """As bulk_window, of a job that goes by batches."""
+    batch_poll_s: Annotated[float, Meta(gt=0, le=3_600)] = 60.0
+    """Between two looks at a provider's batch."""
     bulk_window: Annotated[int, Meta(ge=1, le=10_000)] = 64
     """So many of them are in the queue at once."""
     result_days: Count = 90

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -13,6 +15,7 @@ from .backend import Backend, benches_of, open_backend
 from .config import address_of
 from .grading import (
     LENSES,
+    Batcher,
     Calibrations,
     Feeder,
     Hours,
@@ -25,6 +28,7 @@ from .grading import (
 )
 from .ops import log as logging
 from .ops import serve_metrics
+from .providers import open_batch_api
 
 log = structlog.get_logger()
 
@@ -77,7 +81,14 @@ async def _grade(
     )
     async with trio.open_nursery() as nursery:
         if "background" in settings.lanes:
-            feeder = Feeder(backend.redis, backend.queue, reviews, settings, worker=backend.worker)
+            feeder = Feeder(
+                backend.redis,
+                backend.queue,
+                reviews,
+                settings,
+                worker=backend.worker,
+                batcher=_batcher(backend, settings, seat(fresh=True)),
+            )
             nursery.start_soon(feeder.run)
         await run_grader(
             queue=backend.queue,
@@ -92,6 +103,28 @@ async def _grade(
             stopping=stopping,
         )
         nursery.cancel_scope.cancel("the grader stops")
+
+
+def _batcher(backend: Backend, settings: config.Grading, judges: Sequence[Judge]) -> Batcher | None:
+    """What asks judges in batches; None where no provider takes any."""
+    apis = {
+        endpoint.provider.name: api
+        for endpoint in backend.endpoints
+        if (api := open_batch_api(endpoint.settings, backend.pool)) is not None
+    }
+    if not apis:
+        return None
+    return Batcher(
+        backend.redis,
+        backend.queue,
+        judges,
+        apis,
+        backend.rubric,
+        settings,
+        costs=backend.costs,
+        worker=backend.worker,
+        wall=time.time,
+    )
 
 
 def judges_of(backend: Backend, grading: config.Grading) -> list[Judge]:

@@ -49,13 +49,19 @@ class RegradeEstimate:
 
 
 def estimate_regrade(
-    chosen: Sequence[Chosen], settings: config.Settings, rubric: Rubric, prices: Prices
+    chosen: Sequence[Chosen],
+    settings: config.Settings,
+    rubric: Rubric,
+    prices: Prices,
+    *,
+    batch: bool = False,
 ) -> RegradeEstimate:
     """What it may cost to have a fresh panel read these essays; nothing is asked.
 
     An essay with a grade counts with what a judge used for that on average. One without counts as
     if nothing of its prompt were cached, which is too much, with OUTPUT_TOKENS_USUAL of output.
-    Each seat of the panel has the price of the provider that it begins with.
+    Each seat of the panel has the price of the provider that it begins with; with `batch` that of
+    its batches.
 
     Raises:
       ConfigurationError: there is no provider.
@@ -81,7 +87,7 @@ def estimate_regrade(
             measured += 1
         for price in found:
             if price is not None:
-                nano += price.nano(usage, cache=settings.cache.ttl)
+                nano += price.nano(usage, cache=settings.cache.ttl, batch=batch)
         input_ += len(seats) * (usage.input + usage.cache_write + usage.cache_read)
         output += len(seats) * usage.output
     missing = {seat.name for seat, price in zip(seats, found, strict=True) if price is None}

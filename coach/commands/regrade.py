@@ -47,6 +47,10 @@ def regrade(
             min=0.01, max=100, help="Only so many of 100, by chance, and onto the review list."
         ),
     ] = None,
+    batch: Annotated[
+        bool,
+        typer.Option("--batch", help="By the providers' batch APIs: half the price, in a day."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many, and what it may cost.")
     ] = False,
@@ -71,7 +75,8 @@ def regrade(
 
         prices, currency = load_prices(settings), settings.costs.currency
         chosen = await bulk.choose(org, ids=named, assignment=assignment, percent=audit)
-        found = estimate_regrade(chosen, settings, load_rubric(settings.grading.rubric), prices)
+        rubric = load_rubric(settings.grading.rubric)
+        found = estimate_regrade(chosen, settings, rubric, prices, batch=batch)
         cost = prices.from_nano(found.nano, currency)
         said = (
             f"{found.essays:,} essays, {found.answers:,} answers of judges: about "
@@ -87,7 +92,8 @@ def regrade(
         confirm("begin", yes)
         kind: Literal["regrade", "audit"] = "regrade" if audit is None else "audit"
         by = f"operator {getpass.getuser()}"
-        id_ = await bulk.open(org, kind, [each.id for each in chosen], by=by)
+        way: Literal["live", "batch"] = "batch" if batch else "live"
+        id_ = await bulk.open(org, kind, [each.id for each in chosen], by=by, way=way)
         job = await _job(bulk, id_)
         while wait and job.ended_at is None:
             typer.echo(_progress(job), err=True)

@@ -2,6 +2,7 @@
 
 from .answers import Answer
 from .at_once import AtOnce
+from .batch import Batcher
 from .bulk import Bulk, BulkJob, Chosen, Feeder
 from .calibration import Bands, Calibration, Line, panel_name, panel_score
 from .calibrations import (
@@ -41,6 +42,7 @@ __all__ = [
     "Assignment",
     "AtOnce",
     "Bands",
+    "Batcher",
     "Bench",
     "Bulk",
     "BulkJob",

@@ -31,15 +31,18 @@ from .queue import Queue
 from .records import Grade, Submission
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .. import config
     from ..store import Redis
+    from .batch import Batcher
     from .reviews import Reviews
 
 log = structlog.get_logger()
 
 BulkKind = Literal["regrade", "audit"]
+BulkWay = Literal["live", "batch"]
+"""batch: by the providers' batch APIs, at half the price and within a day (batch.py)."""
 BulkMode = Literal["running", "paused", "stopped", "done"]
 
 FEED_S: Final = 2.0
@@ -75,6 +78,7 @@ class BulkJob:
     kind: BulkKind
     by: str
     """Who wants it."""
+    way: BulkWay
     mode: BulkMode
     total: int
     waiting: int
@@ -84,7 +88,7 @@ class BulkJob:
     graded: int
     failed: int
     gone: int
-    """Outlived their time before their turn."""
+    """Outlived their time, or the job was stopped, before their turn."""
     opened_at: float
     ended_at: float | None
 
@@ -160,7 +164,14 @@ class Bulk:
     # -- jobs ----------------------------------------------------------------------------------
 
     async def open(
-        self, org: str, kind: BulkKind, ids: Sequence[str], *, by: str, job: str | None = None
+        self,
+        org: str,
+        kind: BulkKind,
+        ids: Sequence[str],
+        *,
+        by: str,
+        way: BulkWay = "live",
+        job: str | None = None,
     ) -> str:
         """Begin a job; graders take it up within seconds.
 
@@ -169,6 +180,7 @@ class Bulk:
           kind: `audit` puts them on the list for educators as well.
           ids: one or more, as `choose` has found them.
           by: who wants it.
+          way: how judges are asked.
           job: its id; a job that was opened under it before is left as it is. None: a new one.
 
         Returns:
@@ -182,7 +194,7 @@ class Bulk:
             self._todo(shard, job),
             self._open(shard),
         ]
-        args: list[str | int] = [job, org, kind, by, self._ttl_s, JOBS_MAX, *ids]
+        args: list[str | int] = [job, org, kind, by, self._ttl_s, JOBS_MAX, way, *ids]
         await script("bulk_open")(self._redis, keys, args)
         return job
 
@@ -228,6 +240,7 @@ class Bulk:
             org=text["org"],
             kind=cast("BulkKind", text["kind"]),
             by=text["by"],
+            way=cast("BulkWay", text["way"]),
             mode=cast("BulkMode", text["mode"]),
             total=int(text["total"]),
             waiting=waiting,
@@ -267,6 +280,7 @@ class Feeder(Bulk):
         settings: config.Grading,
         *,
         worker: str,
+        batcher: Batcher | None = None,
     ) -> None:
         """Open nothing.
 
@@ -276,10 +290,12 @@ class Feeder(Bulk):
           reviews: where audited essays go.
           settings: `bulk_window` and lifetimes.
           worker: unique to this process.
+          batcher: asks judges in batches; None: everything is asked live.
         """
         super().__init__(redis, queue, settings)
         self._reviews = reviews
-        self._window = settings.bulk_window
+        self._windows = {"live": settings.bulk_window, "batch": settings.bulk_batch_window}
+        self._batcher = batcher
         self._worker = worker
 
     async def run(self) -> None:
@@ -312,20 +328,15 @@ class Feeder(Bulk):
 
     async def _feed_job(self, shard: int, job: BulkJob) -> None:
         keys = [self._job(shard, job.id), self._todo(shard, job.id), self._fed(shard, job.id)]
-        _, *fed = await script("bulk_take")(self._redis, keys, [self._window, self._ttl_s])
-        settled: dict[str, list[str]] = {"graded": [], "failed": [], "gone": []}
+        window = self._windows[job.way]
+        mode, *fed = await script("bulk_take")(self._redis, keys, [window, self._ttl_s])
+        settled, waiting = await self._sorted(shard, job, [each.decode() for each in fed])
         refusal: CoachError | None = None
-        for id_ in (each.decode() for each in fed):
-            state = await self._queue.get(job.org, again_id(job.id, id_))
-            if state is not None:
-                if state.status in settled:
-                    settled[state.status].append(id_)
-            elif refusal is None:
-                try:
-                    if not await self._submit(shard, job, id_):
-                        settled["gone"].append(id_)
-                except CoachError as error:
-                    refusal = error  # the others may have ended all the same
+        if mode == b"stopped":
+            settled["gone"] += waiting
+        else:
+            answers = await self._answers(shard, job, waiting, may_ask=mode == b"running")
+            refusal = await self._submit_all(shard, job, answers, settled["gone"])
         if job.kind == "audit":
             for id_ in settled["graded"]:
                 await self._reviews.add(job.org, id_, "audit")
@@ -339,8 +350,52 @@ class Feeder(Bulk):
         if refusal is not None:
             raise refusal
 
-    async def _submit(self, shard: int, job: BulkJob, id_: str) -> bool:
-        """Have an essay graded again; False: it has outlived its time."""
+    async def _sorted(
+        self, shard: int, job: BulkJob, ids: Sequence[str]
+    ) -> tuple[dict[str, list[str]], list[str]]:
+        """Essays by how their second grade has ended, and those that have none under way."""
+        pipe = self._redis.pipeline(transaction=False)
+        for id_ in ids:
+            second = self._queue.keys.record(shard, again_id(job.id, id_))
+            pipe.execute_command("HGET", second, "status")
+        states = await pipe.execute() if ids else []
+        settled: dict[str, list[str]] = {"graded": [], "failed": [], "gone": []}
+        waiting = []
+        for id_, state in zip(ids, states, strict=True):
+            if state is None:
+                waiting.append(id_)
+            elif state.decode() in settled:
+                settled[state.decode()].append(id_)
+        return settled, waiting
+
+    async def _answers(
+        self, shard: int, job: BulkJob, ids: Sequence[str], *, may_ask: bool
+    ) -> dict[str, dict[str, bytes]]:
+        """What judges have answered beforehand, of the essays that may go into the queue now."""
+        if job.way == "live" or self._batcher is None or not ids:
+            return {id_: {} for id_ in ids}
+        return await self._batcher.answers(shard, job, ids, may_ask=may_ask)
+
+    async def _submit_all(
+        self,
+        shard: int,
+        job: BulkJob,
+        answers: Mapping[str, Mapping[str, bytes]],
+        gone: list[str],
+    ) -> CoachError | None:
+        """Submit until the lane takes nothing in; what has outlived its time is added to `gone`."""
+        for id_, of_essay in answers.items():
+            try:
+                if not await self._submit(shard, job, id_, of_essay):
+                    gone.append(id_)
+            except CoachError as error:
+                return error  # others of the job may have ended all the same
+        return None
+
+    async def _submit(
+        self, shard: int, job: BulkJob, id_: str, answers: Mapping[str, bytes]
+    ) -> bool:
+        """Have an essay graded again, by who has not answered; False: it has outlived its time."""
         fields = ("user", "assignment", "text")
         user, assignment, text = await self._redis.execute_command(
             "HMGET", self._queue.keys.record(shard, id_), *fields
@@ -360,7 +415,8 @@ class Feeder(Bulk):
                     lane="background",
                     kind=job.kind,
                     parameters={"of": id_, "bulk": job.id},
-                )
+                ),
+                answers=answers,
             )
         except Conflict:
             log.warning("bulk_made_before", job=job.id, submission=id_)

@@ -247,17 +247,7 @@ class Judge:
         Raises:
           JudgeOut: no usable answer.
         """
-        prompt = judge_prompt(
-            rubric=self._rubric_text,
-            assignment=task,
-            essay=essay,
-            schema=self._schema,
-            output_tokens_max=self._benches[0].output_tokens_max,
-            user_id=self._pseudonyms.of(org=org, user=user) if user else None,
-        )
-        *earlier, last = prompt.messages
-        last = attrs.evolve(last, blocks=(*last.blocks, self._lens))
-        prompt = attrs.evolve(prompt, messages=(*earlier, last))
+        prompt = self.prompt(task=task, essay=essay, org=org, user=user)
         book = partial(
             self._costs.book, org=org, user=user, assignment=self._rubric.known(assignment)
         )
@@ -269,6 +259,20 @@ class Judge:
         if race.answer is not None:
             return msgspec.structs.replace(race.answer, usage=total(race.spent.usages))
         raise self._out(race)
+
+    def prompt(self, *, task: str, essay: str, org: str, user: str) -> Prompt:
+        """What this judge asks; `ask` says what the arguments are."""
+        prompt = judge_prompt(
+            rubric=self._rubric_text,
+            assignment=task,
+            essay=essay,
+            schema=self._schema,
+            output_tokens_max=self._benches[0].output_tokens_max,
+            user_id=self._pseudonyms.of(org=org, user=user) if user else None,
+        )
+        *earlier, last = prompt.messages
+        last = attrs.evolve(last, blocks=(*last.blocks, self._lens))
+        return attrs.evolve(prompt, messages=(*earlier, last))
 
     async def _go_through(
         self, race: _Race, prompt: Prompt, essay: str, nursery: trio.Nursery
@@ -346,7 +350,7 @@ class Judge:
         for number in range(1, ANSWERS_MAX + 1):
             completion = await self._complete(attempt, request)
             try:
-                answer = self._check(completion, essay)
+                answer = self.check(completion, essay)
             except InvalidAnswer as error:
                 self._count("evidence_missing" if error.evidence_missing else "invalid", name)
                 log.warning(
@@ -368,7 +372,12 @@ class Judge:
     def _count(self, outcome: str, provider: str) -> None:
         metrics.judge_answers_total.labels(self.name, provider, outcome).inc()
 
-    def _check(self, completion: Completion, essay: str) -> Answer:
+    def check(self, completion: Completion, essay: str) -> Answer:
+        """What an answer is worth.
+
+        Raises:
+          InvalidAnswer: nothing; it says why.
+        """
         if completion.stop_reason == "max_tokens":
             problem = Problem("The answer was cut off at its length limit; be much shorter.")
             raise InvalidAnswer([problem])

@@ -30,7 +30,7 @@ from .records import LANES, Failure, Grade, Status, SubmissionState
 from .scripts import BOUNDS_MS, ESSAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .. import config
     from ..errors import Code
@@ -216,12 +216,18 @@ class Queue:
 
     # -- for whoever hands in an essay ---------------------------------------------------------
 
-    async def submit(self, submission: Submission) -> SubmissionState:
+    async def submit(
+        self, submission: Submission, *, answers: Mapping[str, bytes] | None = None
+    ) -> SubmissionState:
         """Take a submission in; returns when it is on disk. Idempotent by id, text and kind.
 
         "On disk" is what the server says to WAITAOF; one that does not know it is believed where it
         is set to sync every write. Cancelled, or failed with anything but the first three errors,
         it may have been taken in: submit again under the same id.
+
+        Args:
+          submission: what is to be done.
+          answers: by judge, as `save` keeps them: these need not be asked.
 
         Returns:
           The state: of a new one `queued`; of a known one whatever it is by now.
@@ -255,6 +261,7 @@ class Queue:
             submission.kind,
             parameters,
             self._announced(submission),
+            *(part for pair in (answers or {}).items() for part in pair),
             record=submission.id,
             index=self._index(submission),
         )

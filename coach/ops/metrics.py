@@ -130,6 +130,12 @@ reviews_total: Final = Counter(
     "Grades put before a person: disagreement or sample.",
     ["reason"],
 )
+batch_requests_total: Final = Counter(
+    "coach_batch_requests_total",
+    "Judges asked in batches: answered, invalid (no use), refused, expired; all but the first are "
+    "asked again live.",
+    ["provider", "outcome"],
+)
 webhook_attempts_total: Final = Counter(
     "coach_webhook_attempts_total",
     "Attempts to tell an integrator's server: delivered, refused (an answer other than 2xx), "

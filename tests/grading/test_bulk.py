@@ -232,12 +232,14 @@ async def test_cancelled_at_every_checkpoint_every_essay_is_graded_again_once(
 
 
 BAD: list[tuple[str, list[str | int], str]] = [
-    ("bulk_open", ["", "o", "k", "b", 60, 10, "s"], "id"),
-    ("bulk_open", ["j", "", "k", "b", 60, 10, "s"], "org"),
-    ("bulk_open", ["j", "o", "", "b", 60, 10, "s"], "kind"),
-    ("bulk_open", ["j", "o", "k", "b", 0, 10, "s"], "ttl_s"),
-    ("bulk_open", ["j", "o", "k", "b", 60, 0, "s"], "jobs_max"),
-    ("bulk_open", ["j", "o", "k", "b", 60, 10], "submissions"),
+    ("bulk_open", ["", "o", "k", "b", 60, 10, "live", "s"], "id"),
+    ("bulk_open", ["j", "", "k", "b", 60, 10, "live", "s"], "org"),
+    ("bulk_open", ["j", "o", "", "b", 60, 10, "live", "s"], "kind"),
+    ("bulk_open", ["j", "o", "k", "b", 0, 10, "live", "s"], "ttl_s"),
+    ("bulk_open", ["j", "o", "k", "b", 60, 0, "live", "s"], "jobs_max"),
+    ("bulk_open", ["j", "o", "k", "b", 60, 10, "x", "s"], "way"),
+    ("bulk_open", ["j", "o", "k", "b", 60, 10, "live"], "submissions"),
+    ("bulk_swap", ["", "", "x", 60], "field"),
     ("bulk_take", [0, 60], "window"),
     ("bulk_take", [1, 0], "ttl_s"),
     ("bulk_settle", ["j", "lost"], "outcome"),

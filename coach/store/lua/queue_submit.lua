@@ -14,6 +14,7 @@ ARGV[13]  weight         integer, 1..100: its org's
 ARGV[14]  kind           what is to be done, not empty
 ARGV[15]  parameters     JSON; may be empty
 ARGV[16]  announce       0 or 1: somebody outside is to hear how it ends
+ARGV[17…] judge, answer (JSON), judge, …: judges that need not be asked; may be none
 
 Returns  {"accepted", submitted_ms}   new, and in the queue
          {"present"}      known, and the same; the result will go to the worker named now
@@ -87,6 +88,9 @@ job.arrival = redis.call("HINCRBY", control, "arrivals", 1)
 redis.call("HSET", record, "id", id, "user", ARGV[2], "org", org, "assignment", ARGV[4],
   "text", ARGV[5], "digest", ARGV[6], "worker", ARGV[8], "session", ARGV[9], "lane", lane,
   "kind", ARGV[14], "parameters", ARGV[15], "announce", announced, "submitted_ms", int(now_ms), "status", "open")
+for i = 17, #ARGV - 1, 2 do
+  redis.call("HSET", record, "judge:" .. ARGV[i], ARGV[i + 1])
+end
 redis.call("EXPIRE", record, ttl_s)
 index_essay(id, ARGV[14], ttl_s)
 keep_place(job, org)
