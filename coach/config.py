@@ -41,6 +41,13 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 """Hosts that may be asked without TLS: nothing leaves the machine."""
 
 
+def is_private(url: str) -> bool:
+    """Whether nobody between can read what is sent there: over TLS, or on this machine."""
+    parts = urlsplit(url)
+    local = parts.scheme == "http" and parts.hostname in LOOPBACK
+    return bool(parts.hostname) and (parts.scheme == "https" or local)
+
+
 def address_of(text: str) -> tuple[str, int] | None:
     """Host and port of `host:port`; None: it is none."""
     host, _, port = text.rpartition(":")
@@ -451,9 +458,7 @@ class Webhook(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse an address that would show essays' grades to others, and what is no secret."""
-        url = urlsplit(self.url)
-        local = url.scheme == "http" and url.hostname in LOOPBACK
-        if not url.hostname or not (url.scheme == "https" or local):
+        if not is_private(self.url):
             raise ValueError(
                 f"webhook {self.name}: url must be https://host[:port]/path, or http:// for a "
                 "server on this machine (127.0.0.1)"
@@ -621,9 +626,7 @@ def _check(settings: Settings) -> None:
     if len(set(names)) != len(names):
         raise ConfigurationError("provider: two providers have the same name")
     for provider in settings.provider:
-        url = urlsplit(provider.base_url)
-        local = url.scheme == "http" and url.hostname in LOOPBACK
-        if not url.hostname or not (url.scheme == "https" or local):
+        if not is_private(provider.base_url):
             raise ConfigurationError(
                 f"provider {provider.name}: base_url must be https://host[:port][/path], or "
                 "http:// for a server on this machine (127.0.0.1)"
@@ -661,13 +664,10 @@ def _check_auth(auth: Auth) -> None:
         raise ConfigurationError("auth.mode is jwt: set auth.secret, auth.jwks_file or jwks_url")
     if auth.mode == "open" and has_keys:
         raise ConfigurationError('auth.mode is open, so anybody gets a token: set mode = "jwt"')
-    if auth.jwks_url is not None:
-        url = urlsplit(auth.jwks_url)
-        local = url.scheme == "http" and url.hostname in LOOPBACK
-        if not url.hostname or not (url.scheme == "https" or local):
-            raise ConfigurationError(
-                "auth.jwks_url must be https://host[:port]/path, or http:// for a server on this "
-                "machine (127.0.0.1)"
-            )
+    if auth.jwks_url is not None and not is_private(auth.jwks_url):
+        raise ConfigurationError(
+            "auth.jwks_url must be https://host[:port]/path, or http:// for a server on this "
+            "machine (127.0.0.1)"
+        )
     if auth.secret is not None and len(auth.secret.encode()) < 32:
         raise ConfigurationError("auth.secret: an HS256 key needs at least 32 bytes")
