@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from . import budget, ops
-from .grading import Reviews, delivery_desk
+from .grading import Bulk, Reviews, delivery_desk
 from .session import erase_mail, revoke_sessions
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ async def erase_user(
     deliveries = delivery_desk(redis, settings).queue
     essays = await queue.erase(org, user)
     sent = await deliveries.erase(org, user)
+    await Bulk(redis, queue, settings.grading).erase(org, user, essays)
     reviews = Reviews(redis, queue, settings.grading)
     for essay in essays:
         await reviews.done(org, essay)

@@ -13,7 +13,8 @@ from coach import config
 from coach.app import app
 from coach.budget import set_rule
 from coach.cli import cli
-from coach.grading import Claim, Reviews, Submission, delivery_desk
+from coach.grading import Bulk, Claim, Reviews, Submission, delivery_desk
+from coach.grading.batch import custom_id
 from coach.ops import ask_for_bill, read_bill
 from coach.providers import Usage
 from coach.session import Records
@@ -46,6 +47,15 @@ async def live(served: Opened, user: str, org: str) -> None:
             elif fate != "runs":
                 await each.fail(claim, reason="r", delay_s=600.0, final=fate == "given-up")
     await Reviews(redis, queue, app.settings.grading).add(org, f"graded.{me}", "disagreement")
+    bulk = Bulk(redis, queue, app.settings.grading)
+    essays = [f"graded.{me}"]
+    job = await bulk.open(org, "regrade", essays, by=user, way="batch", job=f"j-{session}")
+    await redis.execute_command("HSET", f"bulk:{{0}}:batches:{job}", "chunk:0", f'["graded.{me}"]')
+    await redis.execute_command(
+        "HSET", f"bulk:{{0}}:answers:{job}", custom_id(job, f"graded.{me}", 2), text
+    )
+    outbox = f"queue:{{{queue.shard(org)}}}:outbox"
+    await redis.execute_command("ZADD", outbox, 1, f"graded 1 graded.{me}")
 
     records = Records(redis, config.Session())
     state_json = msgspec.json.encode({"draft": text})
@@ -138,6 +148,8 @@ async def test_nothing_that_names_a_user_or_that_they_wrote_stays(tmp_path: Path
         assert [await traces(redis, *words) for words in others] == before
         assert await spent_in(redis, HERE) == bill
         assert await traces(redis, *mine) == []
+        jobs = await Bulk(redis, served.parts.backend.queue, config.Grading()).jobs()
+        assert sorted(job.by for job in jobs) == ["", "ana.lost", "ana.lost2", "eve"]
         by_user = ask_for_bill(org=HERE, user=None, by="user", since=None, until=None)
         users = {name for (name,) in (await read_bill(redis, by_user)).lines}
         assert users == {"", "ana.lost2", "eve"}

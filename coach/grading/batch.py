@@ -31,7 +31,7 @@ from .answers import InvalidAnswer
 from .records import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from .. import config
     from ..ops import Costs
@@ -47,6 +47,8 @@ log = structlog.get_logger()
 CHUNK_ESSAYS: Final = 500
 CHUNK_BYTES: Final = 2_000_000
 """Of requests, at a guess. Providers take a hundred times as much, but all or nothing."""
+SEATS_MAX: Final = 9
+"""As `grading.judges` allows."""
 ASKING_S: Final = 120.0
 """After which nobody is believed to be asking any more."""
 _DAY_S: Final = 86_400
@@ -368,6 +370,24 @@ class Batcher:
     async def _swap(self, key: str, field: str, old: str, new: str) -> bool:
         args: list[str | int] = [field, old, new, self._ttl_s]
         return bool(await script("bulk_swap")(self._redis, [key], args))
+
+
+async def erase_answers(redis: Redis, shard: int, job: str, essays: Collection[str]) -> None:
+    """Leave nothing of essays in what a job has asked and been answered.
+
+    Raises:
+      RedisError: some may be left; do it again.
+    """
+    ids = [custom_id(job, id_, seat) for id_ in essays for seat in range(SEATS_MAX)]
+    await redis.execute_command("HDEL", _answers(shard, job), *ids)
+    key = _batches(shard, job)
+    state: dict[bytes, bytes] = await redis.execute_command("HGETALL", key)
+    for field, value in state.items():
+        if field.startswith(b"chunk:"):
+            chunk = msgspec.json.decode(value, type=list[str])
+            left = [id_ for id_ in chunk if id_ not in essays]
+            if left != chunk:
+                await redis.execute_command("HSET", key, field, msgspec.json.encode(left))
 
 
 def custom_id(job: str, submission: str, seat: int) -> str:

@@ -27,11 +27,12 @@ import trio
 
 from ..errors import BadMessage, CoachError, Conflict
 from ..store import RedisError, hold_lease, script
+from .batch import erase_answers
 from .queue import Queue
 from .records import Grade, Submission
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from .. import config
     from ..store import Redis
@@ -224,6 +225,24 @@ class Bulk:
         keys = [self._job(shard, job.id), self._todo(shard, job.id)]
         await script("bulk_mode")(self._redis, keys, [mode])
         return await self._read(shard, job.id) or job
+
+    async def erase(self, org: str, user: str, essays: Collection[str]) -> None:
+        """Leave nothing of a user's essays, nor of the user, in the jobs of an org.
+
+        Raises:
+          RedisError: some may be left; do it again.
+        """
+        shard = self._queue.shard(org)
+        for id_ in await self._redis.execute_command("ZRANGE", self._jobs(shard), 0, -1):
+            job = await self._read(shard, id_.decode())
+            if job is None or job.org != org:
+                continue
+            if job.by == user:
+                await self._redis.execute_command("HSET", self._job(shard, job.id), "by", "")
+            if essays:
+                for key in (self._todo(shard, job.id), self._fed(shard, job.id)):
+                    await self._redis.execute_command("ZREM", key, *essays)
+                await erase_answers(self._redis, shard, job.id, essays)
 
     async def _read(self, shard: int, job: str) -> BulkJob | None:
         pipe = self._redis.pipeline(transaction=False)

@@ -404,7 +404,18 @@ class Queue:
             )
             if said == b"erased":
                 erased.append(id_)
+        if erased:
+            await self._unlist(shard, org, set(erased))
         return erased
+
+    async def _unlist(self, shard: int, org: str, ids: set[str]) -> None:
+        """Take essays out of the outbox and out of their assignments' indexes."""
+        outbox = self.keys.structure(shard, "outbox")
+        for member in await self._redis.execute_command("ZRANGE", outbox, 0, -1):
+            if member.decode().split(" ", 2)[2] in ids:
+                await self._redis.execute_command("ZREM", outbox, member)
+        async for key in self._redis.scan_keys(self.keys.index(shard, org, "*")):
+            await self._redis.execute_command("ZREM", key, *ids)
 
     async def note_again(self, org: str, submission: str, second: str, kind: Kind) -> None:
         """Note that an essay is graded again, under the id `second`. Repeating it is harmless."""
