@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Setup:
     """Percent by flag, where it is not 100."""
     simulator: tuple[str, ...] = ()
     """Further options of the simulated provider."""
+    environ: Mapping[str, str] = attrs.field(factory=dict)
+    """Further settings of coach."""
 
 
 @attrs.frozen(kw_only=True)
@@ -133,6 +135,7 @@ def _environ(setup: Setup, stage: Stage) -> dict[str, str]:
         "COACH_LIMITS__ORG_REQUESTS_PER_MINUTE": f"{WIDE}",
         "COACH_LIMITS__ORG_TOKENS_PER_MINUTE": f"{WIDE}",
         **flags,
+        **setup.environ,
     }
 
 
@@ -149,8 +152,22 @@ async def _until_ready(url: str, coach: trio.Process, folder: Path) -> None:
     raise ConfigurationError(f"coach does not start: see {folder / 'coach.log'}")
 
 
-async def put_load(stage: Stage, plan: Plan, console: Console, *, processes: int) -> Outcome:
+async def put_load(
+    stage: Stage,
+    plan: Plan,
+    console: Console,
+    *,
+    processes: int,
+    until: Callable[[Sequence[Sample]], bool] | None = None,
+) -> Outcome:
     """Let a plan's students write against a stage.
+
+    Args:
+      stage: what has been put up.
+      plan: the students.
+      console: is told how far it is.
+      processes: of students.
+      until: asked at every sample; when it says so the students are cut off.
 
     Raises:
       ConfigurationError: a process of the load has died.
@@ -158,7 +175,20 @@ async def put_load(stage: Stage, plan: Plan, console: Console, *, processes: int
     plan = attrs.evolve(plan, url=stage.url, secret=stage.secret)
     targets = Targets(url=stage.url, provider_url=stage.provider_url, provider_ca=stage.provider_ca)
     watch = Watch(Crowd(plan), targets)
-    report = await run_watched(watch, console, processes=processes)
+    began_s = trio.current_time()
+    report = None
+    with trio.CancelScope() as load:
+        if until is not None:
+            asked = until
+
+            def look(_: Sample) -> None:
+                if asked(watch.samples):
+                    load.cancel("enough was seen")
+
+            watch.on_sample = look
+        report = await run_watched(watch, console, processes=processes)
+    if report is None:
+        report = Report(plan, watch.crowd.tally, trio.current_time() - began_s)
     async with httpx.AsyncClient(
         trust_env=False, verify=stage.provider_ca, timeout=END_S_MAX
     ) as client:
