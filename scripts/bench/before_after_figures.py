@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import attrs
@@ -69,6 +70,25 @@ def capacity_of(samples: Sequence[Sample], *, turn_every_s: float) -> Capacity:
             best = max(best, sample.turns_per_s)
     at_s = samples[-1].at_s if samples else 0.0
     return Capacity(writers=best * turn_every_s, ended_by="", at_s=at_s)
+
+
+def ttft_at(
+    samples: Sequence[Sample], writers: float, *, turn_every_s: float
+) -> tuple[float, float]:
+    """First tokens while about so many students asked: medians of the samples' p50 and p95, in ms.
+
+    About: half as many up to as many. (0, 0) where it was never so.
+    """
+    alike = [
+        (sample.ttft_p50_ms, sample.ttft_p95_ms)
+        for sample in samples
+        if writers / 2 <= sample.turns_per_s * turn_every_s <= writers
+        and sample.ttft_p50_ms is not None
+        and sample.ttft_p95_ms is not None
+    ]
+    if not alike:
+        return 0.0, 0.0
+    return median(p50 for p50, _ in alike), median(p95 for _, p95 in alike)
 
 
 @attrs.frozen(kw_only=True)
