@@ -24,7 +24,7 @@ from . import config
 from .budget import Ask, EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
 from .grading import Bench, Queue, Rubric, load_rubric
-from .ops import Costs, Prices, health, load_prices, metrics, open_costs
+from .ops import Costs, Prices, health, load_prices, metrics, open_costs, traces
 from .providers import (
     ANTHROPIC_PRICE,
     CachePrice,
@@ -93,8 +93,8 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
       role: "w0", "grader", …: what operators read in Redis' client list and in leases.
 
     Raises:
-      ConfigurationError: no provider is configured, the rubric or the price list is bad, or
-        Redis does not answer.
+      ConfigurationError: no provider is configured, the rubric or the price list is bad, traces
+        are wanted and cannot be made, or Redis does not answer.
     """
     if not settings.provider:
         raise ConfigurationError("no [[provider]] is configured: add one, or try scripts/demo")
@@ -104,6 +104,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
     worker = f"{role}-{secrets.token_hex(4)}"
     url = settings.redis.url or await find_embedded(settings.data_path)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(traces.open_traces(settings.traces, worker=worker))
         redis = await stack.enter_async_context(
             open_redis(url, wait_s=settings.redis.wait_s, name=f"coach-{worker}")
         )

@@ -518,6 +518,24 @@ class Rollout(Section, frozen=True, kw_only=True):
     """0: feedback requests go without a budget, and meet the provider's 429."""
 
 
+class Traces(Section, frozen=True, kw_only=True):
+    """OpenTelemetry: a tree of spans for each turn and each grade. Needs the extra `otel`."""
+
+    endpoint: str | None = None
+    """Where OTLP over HTTP is taken, as `http://127.0.0.1:4318/v1/traces`; absent: no traces."""
+    headers: dict[str, str] = {}
+    """Sent along, for who asks for a key."""
+    sample_percent: Annotated[float, Meta(ge=0, le=100)] = 100.0
+    """Share of turns and grades that are traced."""
+    service: str = "coach"
+    """`service.name` of the spans."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no address."""
+        if self.endpoint is not None and urlsplit(self.endpoint).scheme not in ("http", "https"):
+            raise ValueError("endpoint: an address like http://127.0.0.1:4318/v1/traces")
+
+
 class Log(Section, frozen=True, kw_only=True):
     """What is written to standard error."""
 
@@ -544,6 +562,7 @@ class Settings(Section, frozen=True, kw_only=True):
     rollout: Rollout = Rollout()
     prices: Prices = Prices()
     costs: Costs = Costs()
+    traces: Traces = Traces()
     log: Log = Log()
 
     @property

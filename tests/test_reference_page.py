@@ -28,6 +28,7 @@ SECTIONS = [
             "Webhooks",
             "Webhook",
             "Rollout",
+            "Traces",
             "Log",
             "Session",
         )

@@ -14,6 +14,7 @@ from .needs import Needs, needs_of
 from .providers import examine_providers
 from .redis import examine_redis
 from .report import Finding
+from .traces import examine_traces
 
 EMBEDDED_S_MAX: Final = 0.5
 """For an embedded server that runs to say so."""
@@ -48,6 +49,8 @@ async def examine(
             findings.append(Finding("redis", "answers", "ok", found))
     if url is not None:
         findings += await examine_redis(url, needs)
+    if settings.traces.endpoint is not None:
+        findings.append(await examine_traces(settings.traces.endpoint))
     return findings + await examine_providers(settings, needs, ask=ask)
 
 

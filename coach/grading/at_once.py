@@ -19,7 +19,7 @@ import trio
 
 from ..budget import Ungoverned
 from ..errors import ProviderUnavailable
-from ..ops import metrics
+from ..ops import metrics, traces
 from ..store import RedisError
 from .ensemble import combine, total
 from .judges import JudgeOut, seat_panel
@@ -81,7 +81,10 @@ class AtOnce:
           ProviderUnavailable: too few judges have answered. What they cost is lost.
         """
         written(submission)
-        return await _Grading(self, submission, self._panel(off), on_late).run()
+        with traces.span("grade") as span:
+            span.set("coach.submission", submission.id)
+            span.set("coach.lane", submission.lane)
+            return await _Grading(self, submission, self._panel(off), on_late).run()
 
     def _panel(self, off: Collection[Flag]) -> tuple[Judge, ...]:
         benches = self.benches

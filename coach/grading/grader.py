@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from ..errors import CoachError
-from ..ops import metrics
+from ..ops import metrics, traces
 from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
 from .claiming import REDIS_PAUSE_S, Claimer, hand_back
@@ -170,7 +170,11 @@ class _Grader:
     async def _work(self, claim: Claim) -> None:
         """Finish or fail the job. Returns in any case but cancellation: nothing else can help."""
         try:
-            await self._judge(claim)
+            with traces.span("grade", "consumer") as span:
+                span.set("coach.submission", claim.id)
+                span.set("coach.attempt", claim.attempt)
+                span.set("coach.lane", claim.lane)
+                await self._judge(claim)
         except RedisError as error:
             # Not handed back: it would be claimed, and perhaps paid for, again at once.
             log.warning("grading_without_redis", submission=claim.id, error=str(error))

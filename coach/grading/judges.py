@@ -31,7 +31,7 @@ import trio
 from ..budget import Ask
 from ..errors import Overloaded, TooLarge
 from ..nurseries import open_plain_nursery
-from ..ops import metrics
+from ..ops import metrics, traces
 from ..providers import (
     Block,
     ProviderError,
@@ -252,13 +252,15 @@ class Judge:
             self._costs.book, org=org, user=user, assignment=self._rubric.known(assignment)
         )
         race = _Race(Spent(book, reason), lane, org, untried=len(self._benches))
-        async with open_plain_nursery() as nursery:
-            await self._go_through(race, prompt, essay, nursery)
-            await race.wait_until(race.is_over)
-            nursery.cancel_scope.cancel("the judge has answered, or is out")
-        if race.answer is not None:
-            return msgspec.structs.replace(race.answer, usage=total(race.spent.usages))
-        raise self._out(race)
+        with traces.span(self.name) as span:
+            span.set("coach.org", org)
+            async with open_plain_nursery() as nursery:
+                await self._go_through(race, prompt, essay, nursery)
+                await race.wait_until(race.is_over)
+                nursery.cancel_scope.cancel("the judge has answered, or is out")
+            if race.answer is not None:
+                return msgspec.structs.replace(race.answer, usage=total(race.spent.usages))
+            raise self._out(race)
 
     def prompt(self, *, task: str, essay: str, org: str, user: str) -> Prompt:
         """What this judge asks; `ask` says what the arguments are."""
@@ -426,6 +428,7 @@ class Judge:
             ) as admission,
             bench.warmth.visit(prompt) as visit,
         ):
+            traces.current().event("admitted", coach_provider=bench.provider.name)
             # However it ends from here on, the provider may have read the prompt …
             used: Ask | None = Ask(input=estimate, output=0)
             wasted: Reason | None = "wasted-cancel"

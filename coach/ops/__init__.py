@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import health, log, metrics
+from . import health, log, metrics, traces
 from .bill import Bill, Question, ask_for_bill, erase_user, read_bill
 from .costs import BudgetExhausted, Costs, Reason, open_costs
 from .flags import FLAGS, Flag, Flags, read_flags, write_flag
@@ -35,6 +35,7 @@ __all__ = [
     "read_bill",
     "read_flags",
     "serve_metrics",
+    "traces",
     "vitals",
     "write_flag",
 ]

@@ -12,14 +12,14 @@ import trio
 
 from .. import config
 from ..errors import ConfigurationError
-from ..ops import metrics
+from ..ops import metrics, traces
 from .answer import Api, OnHeaders
 from .anthropic import Anthropic
 from .estimator import Estimator
 from .exchange import StreamError, StreamRequest
 from .openai import OpenAI
 from .pool import OpensStreams, origin_of
-from .records import Completion, ErrorKind, Prompt, ProviderError, Sink
+from .records import Completion, ErrorKind, Prompt, ProviderError, Sink, Usage
 
 log = structlog.get_logger()
 
@@ -108,7 +108,11 @@ class HttpProvider:
         self._api_key = settings.api_key
         self._base_url = settings.base_url
         self._origin = origin_of(settings.base_url)
-        self._path = api.path(urlsplit(settings.base_url).path.rstrip("/"))
+        url = urlsplit(settings.base_url)
+        self._path = api.path(url.path.rstrip("/"))
+        self._system = "anthropic" if settings.kind == "anthropic" else "openai"
+        self._address = url.hostname or ""
+        self._port = url.port or (80 if url.scheme == "http" else 443)
         for kind in REFUSALS:  # from 0 on: Prometheus sees no increase where there was no figure
             metrics.provider_refusals_total.labels(self.name, kind)
 
@@ -122,8 +126,10 @@ class HttpProvider:
             scope.deadline = trio.current_time() + END_S_MAX
 
         request = self._request(self._api.body(prompt, self.model, stream=True), stream=True)
-        answer = self._api.streamed(self.name, prompt, on_headers, sink, on_stop)
-        with self._counted():
+        with self._traced(prompt, stream=True) as span, self._counted():
+            if span is not traces.NO_SPAN:
+                sink = _FirstChunk(sink, span)
+            answer = self._api.streamed(self.name, prompt, on_headers, sink, on_stop)
             try:
                 async with self._pool.open_stream(request, answer) as stream:
                     with scope:
@@ -131,19 +137,19 @@ class HttpProvider:
             except StreamError as error:
                 if not answer.stopped:
                     raise self._lost(error, tokens_shown=answer.tokens_shown) from error
-            return self._learnt(prompt, answer.completion())
+            return self._learnt(prompt, answer.completion(), span)
 
     async def complete(self, prompt: Prompt, *, on_headers: OnHeaders | None = None) -> Completion:
         """See `Provider`."""
         request = self._request(self._api.body(prompt, self.model, stream=False), stream=False)
         answer = self._api.whole(self.name, prompt, on_headers)
-        with self._counted():
+        with self._traced(prompt, stream=False) as span, self._counted():
             try:
                 async with self._pool.open_stream(request, answer) as stream:
                     await stream.wait_end()
             except StreamError as error:
                 raise self._lost(error, tokens_shown=False) from error
-            return self._learnt(prompt, answer.completion())
+            return self._learnt(prompt, answer.completion(), span)
 
     def check(self) -> None:
         """Raise ValueError if no request can be made of the settings."""
@@ -161,9 +167,34 @@ class HttpProvider:
             body=body,
         )
 
-    def _learnt(self, prompt: Prompt, completion: Completion) -> Completion:
+    def _traced(self, prompt: Prompt, *, stream: bool) -> traces.Span:
+        """A span by the GenAI conventions."""
+        if not traces.is_on():
+            return traces.NO_SPAN
+        return traces.span(
+            f"chat {self.model}",
+            "client",
+            {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": self._system,
+                "gen_ai.request.model": self.model,
+                "gen_ai.request.max_tokens": prompt.output_tokens_max,
+                "gen_ai.request.stream": stream,
+                "gen_ai.output.type": "text" if prompt.schema is None else "json",
+                "server.address": self._address,
+                "server.port": self._port,
+                "coach.provider": self.name,
+            },
+        )
+
+    def _learnt(self, prompt: Prompt, completion: Completion, span: traces.Span) -> Completion:
         usage = completion.usage
-        self.estimator.learn(prompt.size(), usage.input + usage.cache_write + usage.cache_read)
+        read = usage.input + usage.cache_write + usage.cache_read
+        self.estimator.learn(prompt.size(), read)
+        if span is not traces.NO_SPAN:
+            _tell_usage(span, usage)
+            span.set("gen_ai.response.model", completion.model)
+            span.set("gen_ai.response.finish_reasons", (completion.stop_reason,))
         return completion
 
     @contextmanager
@@ -185,3 +216,30 @@ class HttpProvider:
             provider=self.name,
             tokens_shown=tokens_shown,
         )
+
+
+@final
+class _FirstChunk:
+    """A sink for the time to the first chunk; text goes past it, straight to the other one."""
+
+    def __init__(self, sink: Sink, span: traces.Span) -> None:
+        self.on_delta: Final = sink.on_delta
+        self._sink = sink
+        self._span = span
+        self._asked_at = trio.current_time()
+
+    def on_start(self, model: str, usage: Usage) -> None:
+        """The answer begins."""
+        waited_s = trio.current_time() - self._asked_at
+        self._span.set("gen_ai.response.time_to_first_chunk", waited_s)
+        _tell_usage(self._span, usage)
+        self._sink.on_start(model, usage)
+
+
+def _tell_usage(span: traces.Span, usage: Usage) -> None:
+    """Tokens, of an answer that may yet break off; those of the input include cached ones."""
+    read = usage.input + usage.cache_write + usage.cache_read
+    span.set("gen_ai.usage.input_tokens", read)
+    span.set("gen_ai.usage.cache_read.input_tokens", usage.cache_read)
+    span.set("gen_ai.usage.cache_creation.input_tokens", usage.cache_write)
+    span.set("gen_ai.usage.output_tokens", usage.output)

@@ -16,7 +16,7 @@ import trio
 from ..budget import Ask
 from ..errors import Forbidden, Overloaded, TooLarge
 from ..nurseries import open_plain_nursery
-from ..ops import metrics
+from ..ops import metrics, traces
 from ..providers import (
     ProviderError,
     Usage,
@@ -243,6 +243,9 @@ class Attempts:
             ) as admission:
                 waited_s = trio.current_time() - wished_at
                 metrics.budget_wait_seconds.labels(route.provider.name).observe(waited_s)
+                traces.current().event(
+                    "admitted", coach_provider=route.provider.name, coach_waited=waited_s
+                )
                 has_ended = await self._converse(route, leave, prompt, ask, admission)
                 has_ended = has_ended or self._verdict is not None
                 if not has_ended:

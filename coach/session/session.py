@@ -32,7 +32,7 @@ import trio
 
 from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge
 from ..grading import Submission
-from ..ops import metrics
+from ..ops import metrics, traces
 from ..providers import Interest
 from ..store import RedisError
 from . import wire
@@ -550,7 +550,9 @@ class Session:
 
     async def _run_turn(self, turn: Turn, text: str, message: wire.Feedback) -> None:
         try:
-            with turn.scope:
+            with turn.scope, traces.span("feedback turn") as span:
+                span.set("coach.request", turn.request)
+                span.set("coach.org", self.identity.org)
                 await turn.run(
                     self._services,
                     self.identity,
@@ -559,6 +561,7 @@ class Session:
                     assignment=message.assignment,
                     history=tuple((copy.focus, copy.text) for copy in self._history),
                 )
+                span.set("coach.time_to_first_token", turn.ttft_s)
             if turn.outcome == "done":
                 said = "".join(turn.text)
                 self._history.append(wire.FeedbackCopy(turn.request, message.focus or "", said))

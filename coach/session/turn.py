@@ -16,7 +16,7 @@ import trio
 
 from ..budget import Patience
 from ..errors import CoachError
-from ..ops import metrics
+from ..ops import metrics, traces
 from ..providers import feedback_prompt
 from . import wire
 from .attempts import Attempts
@@ -73,6 +73,8 @@ class Turn:
         """Set by the session when the turn's task has ended and everything is given back."""
         self.text: list[str] = []
         """What was shown, or is about to be."""
+        self.ttft_s: float | None = None
+        """From the student's question to the first text of all."""
         self.outcome: str | None = None
         """`done` or an error code, once the student was told; nothing more is sent then."""
         self._outbox = outbox
@@ -83,7 +85,6 @@ class Turn:
         self._attempt: Attempt | None = None  # of the provider that answers now
         self._provider: str | None = None  # its name, likewise
         self._flags_off: tuple[Flag, ...] = ()
-        self._first_seen = False  # the first token of the turn, whoever it came from
 
     # -- the sink: called synchronously by the provider connection's reader task --------------
 
@@ -102,9 +103,9 @@ class Turn:
         assert attempt is not None
         if now >= attempt.extend_at:
             attempt.extend(now)
-            if not self._first_seen:
-                self._first_seen = True
-                metrics.ttft_seconds.observe(now - self._asked_at)
+            if self.ttft_s is None:
+                self.ttft_s = now - self._asked_at
+                metrics.ttft_seconds.observe(self.ttft_s)
         self.text.append(text)
         if self._held:
             self._held.append(text)
@@ -249,6 +250,7 @@ class Turn:
             tokens_least=read_least + ANSWER_TOKENS_MIN,
             patience=patience,
         ) as reservation:
+            traces.current().event("within the limits")
             left = max(ANSWER_TOKENS_MIN, reservation.tokens - read)
             prompt = attrs.evolve(prompt, output_tokens_max=min(prompt.output_tokens_max, left))
             try:

@@ -15,6 +15,8 @@ from coach import config
 from coach.doctor import as_json, examine
 from coach.doctor.providers import examine_providers
 from coach.doctor.redis import examine_redis
+from coach.doctor.traces import examine_traces
+from coach.ops import traces
 from coach.simulator.authority import CA_NAME
 from coach.simulator.messages import Messages
 from coach.simulator.provider import Provider as Simulator
@@ -106,3 +108,19 @@ def provider(url: str, path: Path, *, requests: int, key: str = "right") -> conf
         ca_file=str(path / CA_NAME),
         quota=config.Quota(requests_per_minute=requests),
     )
+
+
+async def test_traces_need_their_packages_and_somebody_who_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is sent; a collector that is away is no reason not to start."""
+    monkeypatch.setattr(traces, "is_installed", lambda: True)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        found = [await examine_traces(f"http://127.0.0.1:{port}/v1/traces")]
+    found.append(await examine_traces(f"http://127.0.0.1:{port}/v1/traces"))
+    monkeypatch.setattr(traces, "is_installed", lambda: False)
+    found.append(await examine_traces(f"http://127.0.0.1:{port}/v1/traces"))
+    assert [each.status for each in found] == ["ok", "warn", "fail"]
+    assert "coach[otel]" in found[2].fix
