@@ -236,12 +236,16 @@ class Batcher:
         if not requests:
             await self._swap(key, field, asking, "done")
             return None
+        batch: str | None = None
+        refusal: ProviderError | None = None
         try:
             batch = await self._apis[provider].ask(requests, label=label)
         except ProviderError as error:
-            if error.status is not None and 400 <= error.status < 500:
+            refusal = error
+        if refusal is not None:
+            if refusal.status is not None and 400 <= refusal.status < 500:
                 await self._swap(key, field, asking, "")  # surely not taken in
-            raise
+            raise refusal
         log.info("batch_asked", job=job.id, provider=provider, batch=batch, count=len(requests))
         return batch
 

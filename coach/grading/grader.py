@@ -25,7 +25,7 @@ from ..errors import CoachError
 from ..ops import metrics, traces
 from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
-from .claiming import REDIS_PAUSE_S, Claimer, hand_back
+from .claiming import HAND_BACK_S_MAX, REDIS_PAUSE_S, Claimer, hand_back
 from .ensemble import combine, total
 from .judges import JudgeOut
 from .panel import hear
@@ -148,7 +148,8 @@ class _Grader:
             settled = settled or lease.cancelled_caught
         finally:
             if not settled:
-                await hand_back(self._queue, claim)
+                with trio.move_on_after(HAND_BACK_S_MAX, shield=True):
+                    await hand_back(self._queue, claim)
 
     async def _keep_lease(self, claim: Claim, lease: trio.CancelScope) -> None:
         """Extend the lease in time; cancel the work when it is lost or may be."""

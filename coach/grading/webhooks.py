@@ -39,7 +39,7 @@ from .. import __version__
 from ..errors import CoachError, Conflict
 from ..ops import metrics
 from ..store import RedisError, hold_lease
-from .claiming import REDIS_PAUSE_S, Claimer, hand_back
+from .claiming import HAND_BACK_S_MAX, REDIS_PAUSE_S, Claimer, hand_back
 from .desk import Desk
 from .queue import Queue
 from .records import Submission
@@ -310,7 +310,8 @@ class Courier:
             settled = True
         finally:
             if not settled:
-                await hand_back(self._deliveries, claim)
+                with trio.move_on_after(HAND_BACK_S_MAX, shield=True):
+                    await hand_back(self._deliveries, claim)
 
     async def _deliver(self, client: httpx.AsyncClient, claim: Claim) -> None:
         job = await self._deliveries.load(claim)
