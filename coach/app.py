@@ -36,13 +36,14 @@ from .budget import LocalLimits, open_user_limits
 from .erasure import erase_user
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden
 from .grading import AtOnce, Bulk, Calibrations, Desk, Grade, Latencies, Reviews, delivery_desk
+from .host import caller, caller_as
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
 from .providers import FirstTokens, Unpooled, open_provider
+from .review import review
 from .second_grades import estimate_regrade
 from .session import (
     Authority,
-    Identity,
     Pacer,
     Records,
     Route,
@@ -134,6 +135,7 @@ class CoachApp(QuartTrio):
         # modules of different versions would not fit together after a deploy.
         self.config["SEND_FILE_MAX_AGE_DEFAULT"] = None
         self.settings = config.Settings()
+        self.supervised = "COACH_WORKER" in os.environ
         self.parts: Parts | None = None
         self.doors: edge.Doors | None = None
         self.failed = False
@@ -328,6 +330,7 @@ def _origin_is_welcome(headers: Mapping[bytes, bytes], public_origins: tuple[str
 
 app = CoachApp()
 app.register_blueprint(bridge)
+app.register_blueprint(review)
 edge.install()
 
 
@@ -382,7 +385,7 @@ async def _assignments() -> Response:
 @app.get("/api/submissions/<submission>")
 async def _submission(submission: str) -> dict[str, Any]:
     """What has become of an essay; for its author, and for educators of the org."""
-    identity = await _caller()
+    identity = await caller()
     queue = app.opened().backend.queue
     state = await queue.get(identity.org, submission)
     is_theirs = (
@@ -435,7 +438,7 @@ class _Regrade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @app.post("/api/regrade")
 async def _regrade() -> tuple[dict[str, Any], int]:
     """Have essays of the own org graded again, in the background; for educators."""
-    identity = await _educator()
+    identity = await caller_as("educator", "this is for educators")
     try:
         wanted = msgspec.json.decode(await request.get_data(), type=_Regrade)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -468,7 +471,7 @@ async def _regrade() -> tuple[dict[str, Any], int]:
 @app.get("/api/regrade/<job>")
 async def _regrade_job(job: str) -> dict[str, Any]:
     """How far it is; for educators of the org."""
-    identity = await _educator()
+    identity = await caller_as("educator", "this is for educators")
     found = await _bulk().find(job)
     if found is None or found.org != identity.org:
         raise Forbidden("your organisation has no job of this id")
@@ -480,37 +483,10 @@ def _bulk() -> Bulk:
     return Bulk(backend.redis, backend.queue, app.settings.grading)
 
 
-@app.get("/api/reviews")
-async def _review_list() -> Response:
-    """Grades that a person should look at, newest first; for educators, of their own org."""
-    reviews = await _reviews().newest((await _educator()).org)
-    return jsonify([attrs.asdict(review) for review in reviews])
-
-
-@app.get("/api/reviews/<submission>")
-async def _review(submission: str) -> dict[str, Any]:
-    review = await _reviews().find((await _educator()).org, submission)
-    if review is None:
-        raise Forbidden("your organisation has no review of this id")
-    return attrs.asdict(review)
-
-
-def _reviews() -> Reviews:
-    backend = app.opened().backend
-    return Reviews(backend.redis, backend.queue, app.settings.grading)
-
-
-async def _educator() -> Identity:
-    identity = await _caller()
-    if identity.role != "educator":
-        raise Forbidden("this is for educators: coach token --role educator")
-    return identity
-
-
 @app.get("/api/costs")
 async def _costs() -> dict[str, Any]:
     """The bill, as `coach costs --json`; for operators, and for educators that of their org."""
-    identity = await _caller()
+    identity = await caller()
     if identity.role == "student":
         raise Forbidden("the bill is for educators and operators")
     asked = request.args
@@ -537,7 +513,7 @@ async def _costs() -> dict[str, Any]:
 @app.get("/api/queue")
 async def _queue() -> dict[str, Any]:
     """How much waits, and the newest dead letters; for operators."""
-    if (await _caller()).role != "operator":
+    if (await caller()).role != "operator":
         raise Forbidden("the queue is for operators: coach token --role operator")
     desk = Desk(app.opened().backend.redis, app.settings.grading)
     statistics = await desk.queue.statistics()
@@ -548,7 +524,7 @@ async def _queue() -> dict[str, Any]:
 @app.delete("/api/users/<user>")
 async def _erase(user: str) -> dict[str, Any]:
     """Leave nothing of a user of `org` (the operator's own, if it is not said); for operators."""
-    identity = await _caller()
+    identity = await caller()
     if identity.role != "operator":
         raise Forbidden("users are erased by operators: coach token --role operator")
     backend = app.opened().backend
@@ -561,11 +537,6 @@ async def _erase(user: str) -> dict[str, Any]:
     )
     erased = await erase_user(backend.redis, backend.queue, app.settings, org=org, user=user)
     return attrs.asdict(erased)
-
-
-async def _caller() -> Identity:
-    authority = app.opened().services.authority
-    return await authority.identify_bearer(request.headers.get("Authorization", ""))
 
 
 @app.get("/healthz")

@@ -11,27 +11,34 @@ to the audit stream before it is done.
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
 import structlog
 import trio
-from quart import Blueprint, Response, current_app, jsonify, request
+from msgspec import Meta
+from quart import Blueprint, Response, jsonify, request
 
-from .errors import BadMessage, Forbidden
+from .budget import DIMENSIONS, LASTS_S_MAX, LIMIT_MAX, said_for_s, say_quota, unsay_quota
+from .errors import BadMessage
 from .grading import Desk, Mode
-from .ops import FLAGS, Reading, metrics, read, vitals, write_flag
+from .host import caller_as, current_host
+from .ops import FLAGS, Flag, Reading, metrics, read, vitals, write_flag
 from .store import Redis, RedisError, hold_lease
 
 if TYPE_CHECKING:
     from . import config
-    from .backend import Backend
-    from .session import Identity, Services, Sessions
+    from .backend import Backend, Endpoint
+    from .host import Host
+    from .session import Identity
 
 log = structlog.get_logger()
 
@@ -53,34 +60,6 @@ HOLD_S: Final = 600.0
 """How long a provider is left alone at an operator's word."""
 
 bridge = Blueprint("bridge", __name__)
-
-
-class Parts(Protocol):
-    """What the bridge needs of an open worker."""
-
-    @property
-    def backend(self) -> Backend:
-        """Redis and the queue."""
-
-    @property
-    def services(self) -> Services:
-        """Who may come in."""
-
-    @property
-    def sessions(self) -> Sessions:
-        """Whether the worker drains."""
-
-
-class Host(Protocol):
-    """The application that the blueprint is part of."""
-
-    settings: config.Settings
-
-    def opened(self) -> Parts:
-        """The parts; only while the worker serves."""
-
-    async def send_static_file(self, filename: str) -> Response:
-        """A file of the pages."""
 
 
 # -- sampling ------------------------------------------------------------------------------------
@@ -118,14 +97,14 @@ def host_name() -> str:
 
 @bridge.get("/ops")
 async def _page() -> Response:
-    return await _app().send_static_file("ops.html")
+    return await current_host().send_static_file("ops.html")
 
 
 @bridge.get("/api/ops/stream")
 async def _stream() -> Response:
     """Server-sent events: the last hour's vitals, each an event, then those that come."""
     await _operator()
-    app = _app()
+    app = current_host()
     redis = app.opened().backend.redis
 
     async def events() -> AsyncIterator[bytes]:
@@ -154,7 +133,7 @@ async def _stream() -> Response:
 async def _audit() -> Response:
     """The newest entries first: `[{at, who, action, detail}]`."""
     await _operator()
-    redis = _app().opened().backend.redis
+    redis = current_host().opened().backend.redis
     found: Any = await redis.xrevrange("audit", count=AUDIT_SHOWN)
     return jsonify(
         [{key.decode(): value.decode() for key, value in entry.items()} for _, entry in found]
@@ -165,13 +144,36 @@ async def _audit() -> Response:
 async def _dead() -> Response:
     """Essays that were given up, the newest first."""
     await _operator()
-    app = _app()
+    app = current_host()
     desk = Desk(app.opened().backend.redis, app.settings.grading)
     jobs = [job async for job in desk.jobs("dead", newest_first=True, count_max=DEAD_SHOWN)]
     return jsonify([attrs.asdict(job) for job in jobs])
 
 
+@bridge.get("/api/ops/quotas")
+async def _quotas() -> Response:
+    """What endpoints allow now, and for how long an operator's word on it still counts."""
+    await _operator()
+    backend = current_host().opened().backend
+    found = []
+    for endpoint in backend.endpoints:
+        await endpoint.budget.statistics()  # it hears of operators' words with every answer
+        quota = zip(DIMENSIONS, endpoint.budget.capacity.quota, strict=True)
+        found.append(
+            {
+                "provider": endpoint.provider.name,
+                "quota": {name: limit for name, limit in quota if limit},
+                "said_for_s": await said_for_s(backend.redis, endpoint.provider.name),
+            }
+        )
+    return jsonify(found)
+
+
 # -- doing ---------------------------------------------------------------------------------------
+
+
+Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
+"""In any 60 s."""
 
 
 class Lane(msgspec.Struct, tag="lane", frozen=True, forbid_unknown_fields=True):
@@ -210,73 +212,134 @@ class Breaker(msgspec.Struct, tag="breaker", frozen=True, forbid_unknown_fields=
     what: Literal["hold", "reset"]
 
 
-Action = Lane | Dead | SetFlag | Breaker
+class SetQuota(msgspec.Struct, tag="quota", frozen=True, forbid_unknown_fields=True):
+    """Let an endpoint's quota be another one for a while; no limits: as in the settings."""
+
+    provider: str
+    limits: dict[Literal["requests", "input", "output", "tokens"], Limit] = {}
+    hours: Annotated[float, Meta(ge=0.01, le=LASTS_S_MAX / 3_600)] = 24.0
+    may_exceed: bool = False
+    """Also where it is more than the settings say."""
+
+
+class Workers(msgspec.Struct, tag="workers", frozen=True, forbid_unknown_fields=True):
+    """Have this host's workers drain, one by one, each when a new one has taken its place."""
+
+    what: Literal["renew"]
+
+
+Action = Lane | Dead | SetFlag | Breaker | SetQuota | Workers
 
 
 @bridge.post("/api/ops/actions")
 async def _act() -> Response:
     """Do one thing, and say what became of it; it stands in the audit first."""
     who = await _operator()
-    app = _app()
+    app = current_host()
     try:
         action = msgspec.json.decode(await request.get_data(), type=Action)
     except msgspec.MsgspecError as error:
         raise BadMessage(f"not an action: {error}") from error
     redis = app.opened().backend.redis
-    do = _doer(action, app.opened().backend, Desk(redis, app.settings.grading))
+    do = _doer(action, app, Desk(redis, app.settings.grading))
     await write_audit(redis, who=f"{who.org}/{who.user}", action=action)
     return jsonify({"said": await do()})
 
 
-def _doer(action: Action, backend: Backend, desk: Desk) -> Callable[[], Awaitable[str]]:
+def _doer(action: Action, app: Host, desk: Desk) -> Callable[[], Awaitable[str]]:
     """How to do it; what it returns is said to the operator.
 
     Raises:
       BadMessage: it cannot be done; nothing was.
     """
+    backend = app.opened().backend
     match action:
-        case Lane(lane, mode):
-
-            async def set_mode() -> str:
-                count = await desk.set_mode([lane], mode)
-                return f"lane {lane} is {mode}; {count:,} unfinished"
-
-            return set_mode
-        case Dead(id_, what):
-
-            async def settle() -> str:
-                done = (
-                    await desk.replay(id_)
-                    if what == "retry"
-                    else await desk.cancel(id_, reason="dropped on the bridge")
-                )
-                return f"{id_}: it was {done[0].was}" if done else f"{id_}: nobody knows it"
-
-            return settle
+        case Lane():
+            return partial(_set_mode, desk, action)
+        case Dead():
+            return partial(_settle, desk, action)
         case SetFlag(name, percent):
             flag = next((each for each in FLAGS if each == name), None)
             if flag is None or not (percent is None or 0 <= percent <= 100):
                 raise BadMessage(f"a flag is one of {', '.join(FLAGS)}, its percent 0 to 100")
-
-            async def set_flag() -> str:
-                await write_flag(backend.redis, flag, percent)
-                return f"{flag}: {'as in the settings' if percent is None else f'{percent} %'}"
-
-            return set_flag
+            return partial(_set_flag, backend.redis, flag, percent)
         case Breaker(name, what):
-            circuits = {each.provider.name: each.circuit for each in backend.endpoints}
-            if name not in circuits:
-                raise BadMessage(f"a provider is one of {', '.join(circuits)}")
+            return partial(_move, _endpoint(backend, name), what)
+        case SetQuota(name):
+            return partial(
+                _set_quota, backend.redis, app.settings, _endpoint(backend, name), action
+            )
+        case Workers():
+            if not app.supervised:
+                raise BadMessage("no coach serve is above this worker: restart it by what began it")
+            return _renew
 
-            async def move() -> str:
-                if what == "hold":
-                    circuits[name].hold(HOLD_S)
-                    await trio.lowlevel.checkpoint()
-                    return f"{name} is left alone for {HOLD_S / 60:.0f} minutes"
-                await circuits[name].reset()
-                return f"{name} is asked again"
 
-            return move
+async def _set_mode(desk: Desk, action: Lane) -> str:
+    count = await desk.set_mode([action.lane], action.mode)
+    return f"lane {action.lane} is {action.mode}; {count:,} unfinished"
+
+
+async def _settle(desk: Desk, action: Dead) -> str:
+    done = (
+        await desk.replay(action.id)
+        if action.what == "retry"
+        else await desk.cancel(action.id, reason="dropped on the bridge")
+    )
+    return f"{action.id}: it was {done[0].was}" if done else f"{action.id}: nobody knows it"
+
+
+async def _set_flag(redis: Redis, flag: Flag, percent: int | None) -> str:
+    await write_flag(redis, flag, percent)
+    return f"{flag}: {'as in the settings' if percent is None else f'{percent} %'}"
+
+
+async def _move(endpoint: Endpoint, what: Literal["hold", "reset"]) -> str:
+    name = endpoint.provider.name
+    if what == "hold":
+        endpoint.circuit.hold(HOLD_S)
+        await trio.lowlevel.checkpoint()
+        return f"{name} is left alone for {HOLD_S / 60:.0f} minutes"
+    await endpoint.circuit.reset()
+    return f"{name} is asked again"
+
+
+async def _set_quota(
+    redis: Redis, settings: config.Settings, endpoint: Endpoint, action: SetQuota
+) -> str:
+    name = endpoint.provider.name
+    if not action.limits:
+        await unsay_quota(redis, name)
+        return f"{name}: its quota is as in the settings"
+    now = await say_quota(
+        redis,
+        endpoint.settings,
+        settings.budget,
+        {str(dimension): limit for dimension, limit in action.limits.items()},
+        may_exceed=action.may_exceed,
+        lasts_s=action.hours * 3_600,
+    )
+    quota = zip(DIMENSIONS, now.quota, strict=True)
+    said = ", ".join(f"{dimension} {limit:,}" for dimension, limit in quota if limit)
+    return f"{name}: {said} a minute, for {action.hours:g} h"
+
+
+async def _renew() -> str:
+    os.kill(os.getppid(), signal.SIGHUP)
+    await trio.lowlevel.checkpoint()
+    return f"the workers of {host_name()} are renewed, one by one"
+
+
+def _endpoint(backend: Backend, name: str) -> Endpoint:
+    """The provider of this name.
+
+    Raises:
+      BadMessage: there is none.
+    """
+    found = {each.provider.name: each for each in backend.endpoints}
+    if name not in found:
+        raise BadMessage(f"a provider is one of {', '.join(found)}")
+    return found[name]
 
 
 async def write_audit(redis: Redis, *, who: str, action: msgspec.Struct) -> None:
@@ -295,20 +358,10 @@ async def write_audit(redis: Redis, *, who: str, action: msgspec.Struct) -> None
     )
 
 
-def _app() -> Host:
-    app: Any = current_app
-    found: Host = app._get_current_object()  # noqa: SLF001  Quart's own way
-    return found
-
-
 async def _operator() -> Identity:
     """Who asks, if that is an operator.
 
     Raises:
       Unauthenticated, Forbidden: it is not.
     """
-    authority = _app().opened().services.authority
-    identity = await authority.identify_bearer(request.headers.get("Authorization", ""))
-    if identity.role != "operator":
-        raise Forbidden("the bridge is for operators: coach token --role operator")
-    return identity
+    return await caller_as("operator", "the bridge is for operators")

@@ -1,8 +1,8 @@
 """Erasing a person: nothing that names a user, or that they wrote, stays in Redis.
 
 In order: sessions with their drafts, so that nothing new comes; essays with grades and what is to
-be delivered of them; what is on its way between processes; limits; and in the books their costs
-become nobody's, since the sums are the org's.
+be delivered of them; what an educator gave others' essays; what is on its way between processes;
+limits; and in the books their costs become nobody's, since the sums are the org's.
 
 What is not there: logs, which hold no texts and whose retention is the operator's; what integrators
 have been sent; providers' own records.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from . import budget, ops
-from .grading import Bulk, Reviews, delivery_desk
+from .grading import Bulk, Readings, Reviews, delivery_desk
 from .session import erase_mail, revoke_sessions
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Erased:
     sessions: int
     submissions: int
     """Second opinions, and deliveries to integrators, are counted as well."""
+    scores: int
+    """That an educator gave others' essays."""
     letters: int
     """Between processes."""
     limits: int
@@ -66,9 +68,11 @@ async def erase_user(
     reviews = Reviews(redis, queue, settings.grading)
     for essay in essays:
         await reviews.done(org, essay)
+    readings = Readings(redis, queue, settings.grading, None)
     return Erased(
         sessions=len(sessions),
         submissions=len(essays) + len(sent),
+        scores=await readings.forget(org, user=user, essays=essays),
         letters=await erase_mail(redis, sessions=sessions, submissions=essays),
         limits=await budget.erase_user(redis, org=org, user=user),
         hours=await ops.erase_user(redis, org=org, user=user),

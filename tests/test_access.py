@@ -38,13 +38,21 @@ ACCESS: Final = {
     ("POST", "/api/regrade"): EDUCATORS,
     ("GET", "/api/regrade/<job>"): EDUCATORS,  # and only of their org: see test_app
     ("GET", "/api/reviews"): EDUCATORS,
-    ("GET", "/api/reviews/<submission>"): EDUCATORS,  # and only of their org: see test_app
+    ("GET", "/review"): ANYBODY,  # as /ops
+    ("GET", "/api/reviews/<submission>"): EDUCATORS,  # and only of their org: see test_review
+    ("DELETE", "/api/reviews/<submission>"): EDUCATORS,
+    ("GET", "/api/readings/<submission>"): EDUCATORS,
+    ("PUT", "/api/readings/<submission>/score"): EDUCATORS,
+    ("GET", "/api/scores.csv"): EDUCATORS,
+    ("GET", "/api/assignments/<assignment>/submissions"): EDUCATORS,
+    ("GET", "/api/assignments/<assignment>/grades.csv"): EDUCATORS,
     ("GET", "/api/costs"): STAFF,
     ("GET", "/api/queue"): OPERATORS,
     ("DELETE", "/api/users/<user>"): OPERATORS,
     ("GET", "/api/ops/stream"): OPERATORS,
     ("GET", "/api/ops/audit"): OPERATORS,
     ("GET", "/api/ops/dead"): OPERATORS,
+    ("GET", "/api/ops/quotas"): OPERATORS,
     ("POST", "/api/ops/actions"): OPERATORS,
 }
 ENDLESS: Final = "/api/ops/stream"
@@ -71,12 +79,12 @@ async def test_each_route_lets_in_whom_the_table_names_and_nobody_else(tmp_path:
         for (method, rule), welcome in ACCESS.items():
             path = rule.replace("<submission>", "s-1").replace("<path:filename>", "index.html")
             path = path.replace("<user>", "nobody").replace("<job>", "b-1")
+            path = path.replace("<assignment>", "free")
             for role in (None, *ROLES):
                 if role in welcome and rule == ENDLESS:
                     continue  # test_bridge listens to it
                 headers = {} if role is None else served.bearer(role=role)
-                ask = getattr(client, method.lower())
-                response = await ask(path, headers=headers)
+                response = await client.open(path, method=method, headers=headers, json={})
                 said = await response.get_data(as_text=False)
                 wanted = {401} if role is None else {403}
                 refused = response.status_code in {401, 403}
@@ -97,8 +105,7 @@ async def test_a_token_of_nobody_gets_no_further_than_none(tmp_path: Path) -> No
             for header in NO_TOKENS:
                 path = rule.replace("<submission>", "s-1").replace("<job>", "b-1")
                 headers = {"Authorization": header}
-                ask = getattr(client, method.lower())
-                response = await ask(path, headers=headers)
+                response = await client.open(path, method=method, headers=headers, json={})
                 assert response.status_code == 401, (method, path, header)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,18 @@ import msgspec
 import pytest
 import trio
 
-from coach import bridge
+from coach import bridge, config
 from coach.app import app
 from coach.grading import Claim, Submission
 from coach.ops import read_flags
 from coach.store import RedisError
 from tests.support.valkey import open_test_redis
 
-from .test_app import Opened, answer, opened, serving
+from .test_app import PROVIDER, Opened, answer, opened, serving
 
 pytestmark = pytest.mark.real_time
 
-PATHS = ("/api/ops/stream", "/api/ops/audit", "/api/ops/dead")
+PATHS = ("/api/ops/stream", "/api/ops/quotas", "/api/ops/audit", "/api/ops/dead")
 
 
 async def act(served: Opened, **action: object) -> tuple[int, dict[str, Any]]:
@@ -96,9 +98,63 @@ async def test_an_operator_leaves_a_provider_alone_and_asks_it_again(tmp_path: P
         assert [entry["type"] for entry in await audit(served)] == ["breaker", "breaker"]
 
 
+async def test_an_operator_changes_a_quota_for_a_while_and_the_settings_decide_again(
+    tmp_path: Path,
+) -> None:
+    provider = msgspec.structs.replace(PROVIDER, quota=config.Quota(requests_per_minute=100))
+    async with opened(tmp_path, provider=(provider,)) as served:
+
+        async def quota() -> tuple[dict[str, int], float | None]:
+            _, (found,) = await answer("/api/ops/quotas", served.bearer(role="operator"))
+            assert found["provider"] == provider.name
+            return found["quota"], found["said_for_s"]
+
+        assert await quota() == ({"requests": 100}, None)
+        wanted = {"type": "quota", "provider": provider.name, "hours": 2}
+        _, told = await act(served, **wanted, limits={"requests": 40})
+        assert told["said"] == f"{provider.name}: requests 40 a minute, for 2 h"
+        limits, said_for_s = await quota()
+        assert limits == {"requests": 40}
+        assert said_for_s == pytest.approx(7_200, abs=60)
+        await act(served, **wanted, limits={"requests": 900})
+        assert (await quota())[0] == {"requests": 100}  # not above the settings, unless
+        await act(served, **wanted, limits={"requests": 900}, may_exceed=True)
+        assert (await quota())[0] == {"requests": 900}
+        await act(served, **wanted)
+        assert await quota() == ({"requests": 100}, None)
+        assert [entry["type"] for entry in await audit(served)] == ["quota"] * 4
+
+
+async def test_workers_are_renewed_by_the_supervisor_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signalled: list[tuple[int, int]] = []
+    kill = os.kill
+
+    def note(pid: int, number: int) -> None:
+        if pid == os.getppid():
+            signalled.append((pid, number))
+        else:
+            kill(pid, number)  # of other parts' children
+
+    monkeypatch.setattr(os, "kill", note)
+    async with opened(tmp_path) as served:
+        status, said = await act(served, type="workers", what="renew")
+        assert (status, said["code"]) == (400, "bad_message")
+        assert (signalled, await audit(served)) == ([], [])
+        monkeypatch.setattr(app, "supervised", True)
+        assert (await act(served, type="workers", what="renew"))[0] == 200
+        assert signalled == [(os.getppid(), signal.SIGHUP)]
+        assert [entry["type"] for entry in await audit(served)] == ["workers"]
+
+
 @pytest.mark.parametrize(
     "action",
     [
+        {"type": "quota", "provider": "nobody", "limits": {"requests": 1}},
+        {"type": "quota", "provider": "p", "limits": {"requests": 0}},
+        {"type": "quota", "provider": "p", "limits": {"wishes": 1}},
+        {"type": "quota", "provider": "p", "limits": {"requests": 1}, "hours": 1_000},
         {"type": "breaker", "provider": "nobody", "what": "hold"},
         {"type": "lane", "lane": "fast", "mode": "paused"},
         {"type": "flag", "flag": "poool", "percent": 5},

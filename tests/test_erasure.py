@@ -13,7 +13,7 @@ from coach import config
 from coach.app import app
 from coach.budget import set_rule
 from coach.cli import cli
-from coach.grading import Bulk, Claim, Reviews, Submission, delivery_desk
+from coach.grading import Bulk, Claim, Readings, Reviews, Submission, delivery_desk
 from coach.grading.batch import custom_id
 from coach.ops import ask_for_bill, read_bill
 from coach.providers import Usage
@@ -56,6 +56,7 @@ async def live(served: Opened, user: str, org: str) -> None:
     )
     outbox = f"queue:{{{queue.shard(org)}}}:outbox"
     await redis.execute_command("ZADD", outbox, 1, f"graded 1 graded.{me}")
+    await readings_of(served).enter(org, f"graded.{me}", by="eve", score=70, blind=True)
 
     records = Records(redis, config.Session())
     state_json = msgspec.json.encode({"draft": text})
@@ -95,6 +96,11 @@ async def live(served: Opened, user: str, org: str) -> None:
         assignment="a",
     )
     await backend.costs.flush(redis)
+
+
+def readings_of(served: Opened) -> Readings:
+    backend = served.parts.backend
+    return Readings(backend.redis, backend.queue, app.settings.grading, backend.rubric)
 
 
 async def traces(redis: Redis, *words: bytes) -> list[bytes]:
@@ -144,7 +150,14 @@ async def test_nothing_that_names_a_user_or_that_they_wrote_stays(tmp_path: Path
         operator = served.bearer("op", ELSEWHERE, role="operator")
         path = f"/api/users/ana.lost?org={HERE}"
         erased = await (await app.test_client().delete(path, headers=operator)).get_json()
-        assert erased == {"sessions": 1, "submissions": 10, "letters": 2, "limits": 2, "hours": 1}
+        assert erased == {
+            "sessions": 1,
+            "submissions": 10,
+            "scores": 0,
+            "letters": 2,
+            "limits": 2,
+            "hours": 1,
+        }
         assert [await traces(redis, *words) for words in others] == before
         assert await spent_in(redis, HERE) == bill
         assert await traces(redis, *mine) == []
@@ -155,6 +168,20 @@ async def test_nothing_that_names_a_user_or_that_they_wrote_stays(tmp_path: Path
         assert users == {"", "ana.lost2", "eve"}
         again = await app.test_client().delete(path, headers=operator)
         assert set((await again.get_json()).values()) == {0}
+
+
+async def test_what_an_educator_gave_goes_with_them_and_the_essays_stay(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        await live(served, "ana.lost", HERE)
+        redis, readings, essay = served.parts.backend.redis, readings_of(served), "graded.ana.lost"
+        await readings.enter(HERE, f"{essay}-{HERE}", by="eva.gone", score=60, blind=True)
+        operator = served.bearer("op", HERE, role="operator")
+        gone = await app.test_client().delete("/api/users/eva.gone", headers=operator)
+        assert (await gone.get_json())["scores"] == 1
+        assert await traces(redis, b"eva.gone") == []
+        found = await readings.find(HERE, f"{essay}-{HERE}")
+        assert found is not None
+        assert [score.by for score in found.scores] == ["eve"]
 
 
 async def test_the_command_says_how_much_there_was_and_when_nothing_is_left(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Calculating and drawing need `coach[evaluate]` (NumPy, scikit-learn, Matplotlib)
 does not.
 """
 
+from .entered import evaluation_of
 from .essays import ScoredEssay, ScoredEssays, key_of, read_essays
 from .figures import (
     Evaluation,
@@ -39,6 +40,7 @@ __all__ = [
     "ceilings",
     "choose",
     "draw_confusion",
+    "evaluation_of",
     "fit",
     "interval",
     "key_of",

@@ -160,7 +160,7 @@ def _rows(text: str, essay_set: int | None) -> Iterator[ScoredEssay | None]:
 def _essay(
     row: Mapping[str, str | None], label: str, *, line: int, number: int
 ) -> ScoredEssay | None:
-    text = (row.get("essay") or "").strip()
+    text = _unquoted((row.get("essay") or "").strip())
     score = _number(row.get(label), label, line)
     if not text or score is None:
         return None
@@ -179,6 +179,11 @@ def _essay(
         raters=None if first is None or second is None else (first, second),
         essay_set=int(of_set) if (of_set := row.get("essay_set") or "").strip().isdigit() else 0,
     )
+
+
+def _unquoted(text: str) -> str:
+    """Without the quote that coach's own tables put before what a spreadsheet would run."""
+    return text[1:] if text[:1] == "'" and text[1:2] in {"=", "+", "-", "@"} else text
 
 
 def _number(value: str | None, name: str, line: int) -> float | None:

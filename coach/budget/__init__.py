@@ -2,7 +2,7 @@
 
 from .endpoint import Admission, BudgetStatistics, EndpointBudget, open_endpoint_budget
 from .limits import Reservation, UserLimits, open_user_limits
-from .live_quota import said_for_s, say_quota, unsay_quota
+from .live_quota import LASTS_S_MAX, said_for_s, say_quota, unsay_quota
 from .local_limits import LocalLimits
 from .quota import DIMENSIONS, LANES, Ask, Lane
 from .rules import LIMIT_MAX, Limit, Rule, erase_user, set_rule, show_limits, show_rules
@@ -12,6 +12,7 @@ from .ungoverned import FreeAdmission, Ungoverned
 __all__ = [
     "DIMENSIONS",
     "LANES",
+    "LASTS_S_MAX",
     "LIMIT_MAX",
     "Admission",
     "Ask",

@@ -16,8 +16,10 @@ from .evaluate import EVALUATED, need_packages
 from .options import ConfigOption, DataDirOption, ask_redis, load
 
 if TYPE_CHECKING:
+    from .. import config
     from ..agreement import Evaluation, Report
-    from ..grading import Calibration
+    from ..grading import Calibration, Reading, Rubric
+    from ..store import Redis
 
 WORSE_QWK = 0.02
 """A calibration that loses more on held-out essays is refused."""
@@ -33,9 +35,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON value.")]
 @cli.command("fit")
 def fit(
     results: Annotated[
-        Path,
+        Path | None,
         typer.Argument(help="What coach evaluate wrote: ESSAYS.coach, or its evaluation.json."),
-    ],
+    ] = None,
+    org: Annotated[
+        str | None,
+        typer.Option(help="Instead: the scores that this org's educators entered on /review."),
+    ] = None,
+    assignment: Annotated[
+        str | None, typer.Option(help="With --org: only essays of this assignment.")
+    ] = None,
+    blind: Annotated[
+        bool,
+        typer.Option("--blind", help="With --org: only scores given before the grade was seen."),
+    ] = False,
     coverage: Annotated[
         float, typer.Option(min=0.5, max=0.99, help="Of the intervals around grades.")
     ] = 0.9,
@@ -58,11 +71,18 @@ def fit(
     from ..grading import keep_calibration, load_rubric
 
     need_packages()
+    if (results is None) == (org is None):
+        raise ConfigurationError("name what coach evaluate wrote, or --org for scores of /review")
     settings = load(config_file, data_dir)
-    evaluation = _read(results)
+    rubric = load_rubric(settings.grading.rubric)
+    if org is not None:
+        evaluation = _entered(settings, rubric, org, assignment, blind=blind)
+    else:
+        assert results is not None
+        evaluation = _read(results)
     found = report(
         evaluation,
-        load_rubric(settings.grading.rubric),
+        rubric,
         coverage=coverage,
         stage=None if stage == "best" else stage,
     )
@@ -133,6 +153,21 @@ def reset(config_file: ConfigOption = None, data_dir: DataDirOption = None) -> N
 
     ask_redis(load(config_file, data_dir), partial(use_calibration, version=0))
     typer.echo("none: grades are as judged")
+
+
+def _entered(
+    settings: config.Settings, rubric: Rubric, org: str, assignment: str | None, *, blind: bool
+) -> Evaluation:
+    """What people entered on /review, and what the judges of those essays had said."""
+    from ..agreement import evaluation_of
+    from ..grading import Queue, Readings
+
+    async def read(redis: Redis) -> list[Reading]:
+        readings = Readings(redis, Queue(redis, settings.grading), settings.grading, rubric)
+        return [each async for each in readings.scored(org, assignment)]
+
+    found = ask_redis(settings, read)
+    return evaluation_of(found, rubric, source=f"/review, {org}", blind=blind)
 
 
 def _read(path: Path) -> Evaluation:

@@ -734,6 +734,10 @@ class Queue:
         digest = hashlib.sha256(org.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8]) % len(self.shards)
 
+    def record(self, org: str, submission: str) -> str:
+        """The key of a submission's record."""
+        return self.keys.record(self.shard(org), submission)
+
     def weight(self, org: str) -> int:
         """An org's share of the graders' time, relative to others' that wait."""
         return self._weights.get(org, 1)

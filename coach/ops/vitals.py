@@ -128,6 +128,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """Failovers by "provider kind"."""
     refusals: dict[str, int]
     """By providers, by "provider kind": 429s above all, which no student sees."""
+    resumes: dict[str, int]
+    """Students who came back to their session, by how."""
     dollars_hour: float
     """Spent, as it would be in an hour that goes on like this."""
     dollars_writer_hour: float | None
@@ -172,6 +174,7 @@ def vitals(before: Reading, now: Reading) -> Vitals:
         errors=since(before, now, "coach_client_errors_total", "code"),
         moved_on=moved_on,
         refusals=refusals,
+        resumes=since(before, now, "coach_resumes_total", "how"),
         dollars_hour=round(dollars * _HOUR_S / (now.at - before.at), 4),
         dollars_writer_hour=round(dollars * _HOUR_S / writer_s, 5) if writer_s > 0 else None,
         providers=providers,

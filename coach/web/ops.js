@@ -1,52 +1,12 @@
 // The bridge: what a host of coach is doing, live and for the last hour, and what can be done.
 
+import { ask, askAtTheDoor, at, isSure, link, make, openDoor, say, write } from "./staff.js";
+
 const RETRY_MS = 2_000;
 const SAMPLES_MAX = 720;
-const SAID_MS = 6_000;
 const LANES = ["interactive", "submission", "background"];
 
-const at = (id) => document.getElementById(id);
 const samples = [];
-let token = "";
-
-// -- coming in -------------------------------------------------------------------------------
-
-/** A token comes in the address, after #token=, where no server's log can see it. */
-function tokenOf(hash) {
-  return new URLSearchParams(hash.replace(/^#/, "")).get("token") ?? "";
-}
-
-function begin() {
-  const given = tokenOf(location.hash);
-  if (given) {
-    sessionStorage.setItem("operator", given);
-    history.replaceState(null, "", location.pathname);
-  }
-  token = given || sessionStorage.getItem("operator") || "";
-  at("door").addEventListener("submit", (event) => {
-    event.preventDefault();
-    token = at("token").value.trim();
-    sessionStorage.setItem("operator", token);
-    at("door").hidden = true;
-    watch();
-  });
-  drawCharts();
-  if (token) watch();
-  else askAtTheDoor("");
-}
-
-function askAtTheDoor(why) {
-  sessionStorage.removeItem("operator");
-  at("bridge").hidden = true;
-  at("door").hidden = false;
-  at("door-trouble").textContent = why;
-  link("refused", "who is there?");
-}
-
-function link(state, words) {
-  at("link").dataset.state = state;
-  at("link-text").textContent = words;
-}
 
 // -- watching --------------------------------------------------------------------------------
 
@@ -88,10 +48,6 @@ async function* events(body) {
       if (data.length > 0) yield data.map((line) => line.slice(6)).join("\n");
     }
   }
-}
-
-function ask(path, options = {}) {
-  return fetch(path, { ...options, headers: { Authorization: `Bearer ${token}` } });
 }
 
 let drawing = 0;
@@ -168,7 +124,7 @@ function showProviders(providers) {
     write(row.cells[1], share === 1 ? "closed" : share === 0 ? "open" : `${Math.round(share * 100)} %`);
     const bars = Object.entries(used).map(([dimension, part]) => bar(dimension, part));
     row.cells[2].replaceChildren(...(bars.length > 0 ? bars : ["no quota set"]));
-    write(row.cells[3], String(Object.values(line).reduce((sum, count) => sum + count, 0)));
+    write(row.cells[3], String(sum(line)));
   }
 }
 
@@ -188,8 +144,10 @@ function providerRow(name) {
   reset.addEventListener("click", () =>
     act(`Ask ${name} again now?`, { type: "breaker", provider: name, what: "reset" }),
   );
+  const quota = make("button", "", "Quota…");
+  quota.addEventListener("click", () => openQuota(name));
   const cell = make("td", "do");
-  for (const button of [hold, reset]) {
+  for (const button of [quota, hold, reset]) {
     button.setAttribute("aria-label", `${button.textContent}: ${name}`);
     cell.append(button);
   }
@@ -238,9 +196,10 @@ function showLanes({ lanes, jobs }) {
   );
 }
 
-function showCounts({ ended, errors, refusals, moved_on: movedOn }) {
+function showCounts({ ended, errors, refusals, moved_on: movedOn, resumes = {} }) {
   const counts = [
     ...Object.entries(ended).map(([outcome, count]) => [outcome, count, ""]),
+    ...Object.entries(resumes).map(([how, count]) => [`came back: ${how}`, count, ""]),
     ...Object.entries(movedOn).map(([how, count]) => [`moved on: ${how}`, count, "warn"]),
     ...Object.entries(refusals).map(([who, count]) => [`refused: ${who}`, count, "warn"]),
     ...Object.entries(errors).filter(([code]) => code !== "cancelled").map(([code, count]) => [`told: ${code}`, count, "warn"]),
@@ -288,7 +247,29 @@ const CHARTS = [
     series: [["most used", (s) => mostUsed(s.providers)], ["in line", (s) => inLine(s.providers)]],
   },
   { title: "Essays that wait", series: LANES.map((lane) => [lane, (s) => s.lanes[lane]?.ready ?? 0]) },
+  { title: "The oldest of them, s", series: LANES.map((lane) => [lane, (s) => Math.round(s.lanes[lane]?.oldest_s ?? 0)]) },
+  {
+    title: "To providers",
+    series: [["streams", (s) => s.streams], ["connections", (s) => s.connections]],
+  },
+  {
+    title: "Went wrong, in a minute",
+    series: [
+      ["refused", (s) => sum(s.refusals)],
+      ["moved on", (s) => sum(s.moved_on)],
+      ["told", (s) => sum(s.errors) - (s.errors.cancelled ?? 0)],
+    ],
+  },
+  {
+    title: "Cost, $ an hour",
+    series: [["all", (s) => s.dollars_hour], ["a writer", (s) => s.dollars_writer_hour]],
+  },
+  { title: "Came back, in a minute", series: [["resumed", (s) => sum(s.resumes ?? {})]] },
 ];
+
+function sum(counts) {
+  return Object.values(counts).reduce((total, count) => total + count, 0);
+}
 
 function mostUsed(providers) {
   const shares = providers.flatMap(({ used }) => Object.values(used));
@@ -296,7 +277,7 @@ function mostUsed(providers) {
 }
 
 function inLine(providers) {
-  return providers.flatMap(({ line }) => Object.values(line)).reduce((sum, count) => sum + count, 0);
+  return providers.reduce((total, { line }) => total + sum(line), 0);
 }
 
 function drawCharts() {
@@ -315,7 +296,7 @@ function drawCharts() {
         height: 150,
         cursor: { y: false },
         legend: { live: true },
-        scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
+        scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
         axes: [{ ...axis, space: 60, values: (_, times) => times.map(clock) }, { ...axis, size: 44 }],
         series: [
           { label: "at", value: (_, time) => (time === null ? "–" : clock(time)) },
@@ -355,16 +336,6 @@ async function act(question, action) {
   await refreshLists();
 }
 
-function isSure(question) {
-  const dialog = at("confirm");
-  at("confirm-what").textContent = question;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
-}
-
 function toggleLane(lane, paused) {
   return paused
     ? act(`Hand out the jobs of lane ${lane} again?`, { type: "lane", lane, mode: "open" })
@@ -378,6 +349,56 @@ function setFlag(flag, field) {
     return;
   }
   act(`Use “${flag}” for ${percent} % of the users?`, { type: "flag", flag, percent });
+}
+
+/** What an endpoint allows now, to be changed for a while. */
+async function openQuota(name) {
+  let found;
+  try {
+    found = (await (await ask("/api/ops/quotas")).json()).find(({ provider }) => provider === name);
+  } catch {
+    say("coach does not answer: try again");
+    return;
+  }
+  const { quota, said_for_s: saidFor } = found;
+  at("quota").dataset.provider = name;
+  write(at("quota-title"), `Quota of ${name}`);
+  write(
+    at("quota-note"),
+    saidFor === null ? "As in the settings now." : `Set by an operator, for ${duration(saidFor)} more.`,
+  );
+  at("quota-fields").replaceChildren(
+    ...Object.entries(quota).map(([dimension, limit]) => {
+      const label = make("label", "", `${dimension} a minute `);
+      const field = make("input");
+      Object.assign(field, { type: "number", min: 1, max: 1e12, step: 1, required: true, value: limit });
+      field.dataset.dimension = dimension;
+      label.append(field);
+      return label;
+    }),
+  );
+  at("quota-fields").hidden = Object.keys(quota).length === 0;
+  at("quota").showModal();
+}
+
+function setQuota(limits) {
+  const provider = at("quota").dataset.provider;
+  const hours = at("quota-hours").valueAsNumber;
+  at("quota").close();
+  if (!limits) {
+    act(`Let the settings decide on ${provider}'s quota again?`, { type: "quota", provider });
+    return;
+  }
+  const words = Object.entries(limits).map(([name, limit]) => `${name} ${limit.toLocaleString("en")}`);
+  act(
+    `Let ${provider} be asked for ${words.join(", ")} a minute, for ${hours} hours?`,
+    { type: "quota", provider, limits, hours, may_exceed: at("quota-exceed").checked },
+  );
+}
+
+function quotaFields() {
+  const fields = [...at("quota-fields").querySelectorAll("input")];
+  return Object.fromEntries(fields.map((field) => [field.dataset.dimension, field.valueAsNumber]));
 }
 
 async function refreshLists() {
@@ -414,7 +435,7 @@ function showAudit(entries) {
     ...(entries.length > 0
       ? entries.map(({ at: when, who, action, detail }) => {
           const { type, ...rest } = JSON.parse(detail);
-          const words = Object.values(rest).join(" ");
+          const words = wordsOf(rest);
           const clock = new Date(Number(when) * 1_000).toLocaleTimeString("en-GB");
           return make("li", "", `${clock} ${who}: ${action} ${words}`);
         })
@@ -422,17 +443,17 @@ function showAudit(entries) {
   );
 }
 
-// -- words -----------------------------------------------------------------------------------
-
-let silence = 0;
-
-function say(words) {
-  at("said").textContent = words;
-  clearTimeout(silence);
-  silence = setTimeout(() => {
-    at("said").textContent = "";
-  }, SAID_MS);
+/** What an act was about, of its JSON. */
+function wordsOf(detail) {
+  return Object.entries(detail)
+    .map(([name, value]) => {
+      if (typeof value === "object" && value !== null) return wordsOf(value);
+      return typeof value === "string" ? value : `${name} ${value}`;
+    })
+    .join(" ");
 }
+
+// -- words -----------------------------------------------------------------------------------
 
 function ms(value) {
   if (value === null || value === undefined) return "–";
@@ -450,15 +471,17 @@ function clock(time) {
   return new Date(time * 1_000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 }
 
-function write(element, words) {
-  if (element.textContent !== words) element.textContent = words;
-}
-
-function make(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== "") element.textContent = text;
-  return element;
-}
-
-begin();
+at("quota-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setQuota(quotaFields());
+});
+at("quota-reset").addEventListener("click", () => setQuota(null));
+at("quota-cancel").addEventListener("click", () => at("quota").close());
+at("renew").addEventListener("click", () =>
+  act(
+    "Renew this host's workers? Students go on; each worker drains when a new one has taken its place.",
+    { type: "workers", what: "renew" },
+  ),
+);
+drawCharts();
+openDoor("operator", watch);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -10,12 +11,15 @@ import pytest
 import trio
 from typer.testing import CliRunner, Result
 
+from coach import config
 from coach.agreement import Evaluation, split
 from coach.cli import cli
 from coach.errors import ConfigurationError
-from coach.grading import current_version, read_calibration
+from coach.grading import Queue, Readings, current_version, load_rubric, read_calibration
 from coach.store import open_embedded, open_redis
 from tests.agreement.judging import Habit, evaluated
+from tests.grading.support import GRADE, essay, take
+from tests.test_review import judged
 
 pytestmark = pytest.mark.real_time
 
@@ -71,6 +75,33 @@ async def test_an_operator_fits_looks_goes_back_and_resets(tmp_path: Path) -> No
         assert await current_version(redis) == 0
         refused = await trio.to_thread.run_sync(run, tmp_path, "use", "9")
         assert "no calibration 9 is kept" in str(refused.exception)
+
+
+async def test_scores_that_educators_entered_are_fitted_without_asking_anybody(
+    tmp_path: Path,
+) -> None:
+    settings = config.Grading(review_percent=0)
+    async with open_embedded(tmp_path) as server, open_redis(server.url) as redis:
+        queue, rubric = Queue(redis, settings), load_rubric()
+        readings = Readings(redis, queue, settings, rubric)
+        for number in range(24):
+            band, id_ = 1 + number % 4, f"s{number}"
+            await queue.submit(essay(id_))
+            claim = await take(queue)
+            await queue.save(claim, "judge-1", judged("opus", band))
+            await queue.finish(claim, GRADE)
+            await readings.enter("school", id_, by="eva", score=20 * band - 15, blind=True)
+
+        fit = partial(run, tmp_path, "fit", "--org", "school")
+        result = await trio.to_thread.run_sync(fit)
+        assert result.exit_code == 0, (result.output, result.exception)
+        _, calibration = await read_calibration(redis)
+        assert calibration is not None
+        assert (calibration.source, calibration.essays) == ("/review, school", 24)
+        assert calibration.lines["opus"](60) == pytest.approx(45, abs=1)
+        nobodys = await trio.to_thread.run_sync(run, tmp_path, "fit", "--org", "other")
+        assert "/review, other: no essay has both a score" in str(nobodys.exception)
+    assert "name what coach evaluate wrote, or --org" in refused(tmp_path, "fit")
 
 
 def refused(folder: Path, *arguments: str) -> str:

@@ -36,7 +36,7 @@ def parts(page: str) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("page", ["index.html", "ops.html"])
+@pytest.mark.parametrize("page", ["index.html", "ops.html", "review.html"])
 def test_a_page_is_light_and_whole(page: str) -> None:
     """At most 150 KB as it travels, with all its scripts and styles, each of which is there."""
     files = parts(page)
