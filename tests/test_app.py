@@ -295,8 +295,11 @@ async def test_operators_see_the_queue_and_nobody_else(tmp_path: Path) -> None:
         for role in ("student", "educator"):
             assert (await answer("/api/queue", served.bearer(role=role)))[0] == 403
         status, told = await answer("/api/queue", served.bearer(role="operator"))
-        await trio.sleep(1.1)  # the next sample
-        text = await (await app.test_client().get("/metrics")).get_data(as_text=True)
+        text, sampled = "", 'coach_queue_events_total{event="dead",lane="submission"} 1.0'
+        with trio.fail_after(20):
+            while sampled not in text:
+                await trio.sleep(0.1)
+                text = await (await app.test_client().get("/metrics")).get_data(as_text=True)
     assert status == 200
     assert told["lanes"]["submission"]["ready"] == 1
     assert (told["delayed"], told["leased"], told["dead"]) == (0, 0, 1)
