@@ -94,6 +94,8 @@ class Batcher:
         self._costs = costs
         self._worker = worker
         self._wall = wall
+        self._watched: set[str] = set()
+        """Orgs whose standing is known, or was asked for a round ago."""
         self._looked_at: dict[str, float] = {}
         """By batch, on trio's clock; those that have ended are out."""
 
@@ -116,6 +118,7 @@ class Batcher:
         Raises:
           RedisError: Redis is away; providers' errors are logged, and it is tried again.
         """
+        may_ask = may_ask and self._has_money(job.org)
         key = _batches(shard, job.id)
         state = await self._state(key)
         chunks = _chunks_of(state)
@@ -141,6 +144,12 @@ class Batcher:
             if done:
                 ended.update(ids)
         return await self._stored(shard, job, [id_ for id_ in essays if id_ in ended])
+
+    def _has_money(self, org: str) -> bool:
+        """Whether an org may be asked for; of one that is new here not until the next round."""
+        is_new = org not in self._watched
+        self._watched.add(org)
+        return not self._costs.is_exhausted(org) and not is_new
 
     async def _cut(self, key: str, shard: int, ids: Sequence[str], *, first: int) -> None:
         """Make chunks of new essays; another process' stay as they are."""

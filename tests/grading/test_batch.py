@@ -29,7 +29,7 @@ from coach.providers import (
 )
 from coach.store import Redis
 from tests.support.cancels import cancel_at_step
-from tests.support.costs import new_costs, reasons
+from tests.support.costs import exhaust, new_costs, reasons
 
 from .fakes import RUBRIC, USAGE, FakeBudget, FakeProvider, bench_of, essay_in, judged
 from .support import GRADE, SETTINGS, essay, open_test_queue, take
@@ -102,8 +102,8 @@ class World:
     costs: Costs
     now: float = 1_000_000.0
 
-    def feeder(self, worker: str = "g1") -> Feeder:
-        """Of a process that has just started."""
+    def feeder(self, worker: str = "g1", *, knows: bool = True) -> Feeder:
+        """Of a process that has just started; it knows the org's standing or not."""
         apis: dict[str, BatchApi] = dict(self.apis)
         batcher = Batcher(
             self.redis,
@@ -116,6 +116,8 @@ class World:
             worker=worker,
             wall=lambda: self.now,
         )
+        if knows:
+            batcher._watched.add("school")
         reviews = Reviews(self.redis, self.queue, self.settings)
         return Feeder(self.redis, self.queue, reviews, self.settings, worker="any", batcher=batcher)
 
@@ -273,6 +275,20 @@ async def test_a_paused_job_asks_nothing_and_a_stopped_one_ends(tmp_path: Path) 
         found = await feeder.find(job)
         assert found is not None
         assert (found.mode, found.gone, found.running) == ("stopped", 1, 0)
+
+
+async def test_an_org_without_money_is_not_asked_for(tmp_path: Path) -> None:
+    async with open_batches(tmp_path) as world:
+        job = await world.begin("s1")
+        feeder = world.feeder(knows=False)
+        await feeder.feed(0)
+        assert world.asked == []  # nobody knows yet
+        exhaust(world.costs)
+        await feeder.feed(0)
+        assert world.asked == []
+        world.costs._use("school").hard = 2
+        await feeder.feed(0)
+        assert world.asked == world.wanted(job, "s1")
 
 
 async def test_a_long_job_is_cut_into_chunks(

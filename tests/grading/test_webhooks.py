@@ -388,8 +388,8 @@ async def test_a_courier_tells_what_comes_and_ends_what_is_under_way_when_it_sto
             stopping=stopping,
             transport=httpx.MockTransport(world.answer),
         )
-        nursery.start_soon(run)
         await world.end("s1")
+        nursery.start_soon(run)
         await until(lambda: world.got)
         stopping.set()
         await until(lambda: not nursery.child_tasks)
