@@ -18,12 +18,16 @@ import trio
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from coach.child import Process, exited, start_child, stop_child
+from coach.simulator.corpus import load_essays
 from coach.store import EmbeddedServer, open_embedded
 
 START_S_MAX = 30.0
 END_S_MAX = 12.0
 CLOSE_S_MAX = 1.0
 POLL_S = 0.01
+DRAFT = "The sea was calm that day, and nobody believed it."
+API_KEY = "key-of-the-provider"
+JWT_BEGIN = "eyJ"
 
 
 @attrs.frozen
@@ -59,6 +63,8 @@ class Stack:
     """By name, in the order of preference: `simulator`, and `second` where there is one."""
     environment: Mapping[str, str]
     """Of coach's processes."""
+    resumes: list[str] = attrs.field(factory=list)
+    """The resume tokens that students were given."""
 
     async def simulator(self) -> dict[str, float]:
         """The simulator's `/stats`."""
@@ -103,6 +109,7 @@ class Stack:
             await student.send(type="hello", token=token)
             welcome = await student.receive()
             assert welcome["type"] == "welcome", welcome
+            self.resumes.append(str(welcome["resume"]))
             yield student
 
     def workers(self) -> set[int]:
@@ -116,6 +123,14 @@ class Stack:
     def log(self, name: str = "serve") -> str:
         """What `coach <name>` and its children have written."""
         return (self.data_dir / f"{name}.log").read_text()
+
+    def private_lines(self) -> list[str]:
+        """Log lines in which a token, a key or a piece of an essay stands."""
+        pieces = [essay.text[at : at + 30] for essay in load_essays() for at in (0, 500)]
+        private = [API_KEY, JWT_BEGIN, DRAFT[:30], *pieces, *self.resumes]
+        logs = [path.read_text() for path in self.data_dir.glob("*.log")]
+        lines = [line for log in logs for line in log.splitlines()]
+        return [line for line in lines if any(piece in line for piece in private)]
 
 
 @attrs.define
@@ -140,7 +155,7 @@ class Student:
             assert message["type"] != "error", message
         return message
 
-    async def ask(self, request: str = "r", text: str = "The sea was calm that day.") -> None:
+    async def ask(self, request: str = "r", text: str = DRAFT) -> None:
         """Ask for feedback on a draft that is named as the request."""
         await self.send(type="draft", draft=request, rev=1, text=text)
         await self.send(type="feedback", request=request, draft=request)
@@ -195,7 +210,7 @@ async def open_stack(
         bind = f"127.0.0.1:{free_port()}"
         path.write_text(
             f'data_dir = "{data_dir}"\n{tables}'
-            f'[redis]\nurl = "{redis.url}"\n'
+            f'[redis]\nurl = "{redis.url}"\n[log]\nlevel = "debug"\n'
             f'[server]\nbind = "{bind}"\nworkers = {workers}\n{settings}\n'
         )
         stack = Stack(
@@ -211,6 +226,7 @@ async def open_stack(
         try:
             await until_ready(stack.url, stack.supervisor)
             yield stack
+            assert stack.private_lines() == []
         finally:
             with trio.CancelScope(shield=True):
                 await _end(stack.supervisor)
@@ -353,7 +369,7 @@ def plain_client() -> httpx.AsyncClient:
 def _provider(name: str, simulator: Simulator, more: str) -> str:
     return (
         f'[[provider]]\nname = "{name}"\nbase_url = "{simulator.url}"\nmodel = "sim-1"\n'
-        f'api_key = "test"\nca_file = "{simulator.ca}"\n{more}\n'
+        f'api_key = "{API_KEY}"\nca_file = "{simulator.ca}"\n{more}\n'
     )
 
 
