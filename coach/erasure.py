@@ -33,6 +33,8 @@ class Erased:
     """Second opinions, and deliveries to integrators, are counted as well."""
     scores: int
     """That an educator gave others' essays."""
+    inbox: int
+    """Lists of what the user has not heard, and of where they are."""
     letters: int
     """Between processes."""
     limits: int
@@ -73,6 +75,7 @@ async def erase_user(
         sessions=len(sessions),
         submissions=len(essays) + len(sent),
         scores=await readings.forget(org, user=user, essays=essays),
+        inbox=await queue.inbox.erase(org, user),
         letters=await erase_mail(redis, sessions=sessions, submissions=essays),
         limits=await budget.erase_user(redis, org=org, user=user),
         hours=await ops.erase_user(redis, org=org, user=user),

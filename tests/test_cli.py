@@ -106,7 +106,8 @@ async def test_flags_are_set_for_all_workers_and_given_back_to_the_settings(
         assert done.stdout == b"pool: 25 %\n"
         shown = (await coach("flags", "show", cwd=tmp_path)).stdout.decode().splitlines()
         said = dict(line.split()[:2] for line in shown)
-        assert said == {"pool": "25", "shared_limits": "100", "backpressure": "50"}
+        whole = {"shared_limits": "100", "queue": "100"}
+        assert said == {"pool": "25", "backpressure": "50", **whole}
         await coach("flags", "reset", "pool", cwd=tmp_path)
         shown = (await coach("flags", "show", cwd=tmp_path)).stdout.decode().splitlines()
         assert "100 %  from the settings" in shown[0]

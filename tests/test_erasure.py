@@ -58,6 +58,9 @@ async def live(served: Opened, user: str, org: str) -> None:
     await redis.execute_command("ZADD", outbox, 1, f"graded 1 graded.{me}")
     await readings_of(served).enter(org, f"graded.{me}", by="eve", score=70, blind=True)
 
+    await queue.inbox.expect(org, user, f"graded.{me}")
+    await queue.inbox.come(org, user, "w-gone")
+
     records = Records(redis, config.Session())
     state_json = msgspec.json.encode({"draft": text})
     await records.keep(
@@ -154,6 +157,7 @@ async def test_nothing_that_names_a_user_or_that_they_wrote_stays(tmp_path: Path
             "sessions": 1,
             "submissions": 10,
             "scores": 0,
+            "inbox": 2,
             "letters": 2,
             "limits": 2,
             "hours": 1,
@@ -195,7 +199,7 @@ async def test_the_command_says_how_much_there_was_and_when_nothing_is_left(tmp_
             assert result.exit_code == 0, (result.output, result.exception)
             said.append(result.output)
     assert said == [
-        "erased: 1 sessions, 10 submissions, 2 letters, 2 limits, 1 hours\n",
+        "erased: 1 sessions, 10 submissions, 2 inbox, 2 letters, 2 limits, 1 hours\n",
         "nothing is left of this user\n",
     ]
 

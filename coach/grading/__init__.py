@@ -16,8 +16,9 @@ from .calibrations import (
 from .desk import Desk, Done, JobView
 from .grader import run_grader
 from .hours import Hours, work_within
+from .inbox import PRESENT_S, Inbox
 from .judges import LENSES, OUTPUT_TOKENS_USUAL, Bench, Judge, JudgeOut, seat_panel
-from .queue import Claim, Latencies, Mode, Queue, QueueStatistics
+from .queue import Claim, Latencies, Mode, Queue, QueueStatistics, Receiver
 from .readings import (
     SCORE_MAX,
     HandedIn,
@@ -50,6 +51,7 @@ __all__ = [
     "LANES",
     "LENSES",
     "OUTPUT_TOKENS_USUAL",
+    "PRESENT_S",
     "SCORE_MAX",
     "Answer",
     "Assignment",
@@ -72,6 +74,7 @@ __all__ = [
     "Grade",
     "HandedIn",
     "Hours",
+    "Inbox",
     "JobView",
     "Judge",
     "JudgeOut",
@@ -86,6 +89,7 @@ __all__ = [
     "QueueStatistics",
     "Reading",
     "Readings",
+    "Receiver",
     "Review",
     "Reviews",
     "Rubric",

@@ -244,7 +244,7 @@ class _Grader:
             grade = attrs.evolve(grade, review=True)
             await self._reviews.add(job.org, claim.id, look)
             metrics.reviews_total.labels(look).inc()
-        await self._finish(claim, grade)
+        await self._finish(claim, job, grade)
         if look == "disagreement":
             await self._ask_again(claim, job)
 
@@ -313,7 +313,7 @@ class _Grader:
             delay_s=max(waits) if waits and kinds == {"away"} else None,
         )
 
-    async def _finish(self, claim: Claim, grade: Grade) -> None:
+    async def _finish(self, claim: Claim, job: Job, grade: Grade) -> None:
         with trio.move_on_after(SETTLE_S_MAX, shield=True):
             receiver = await _insist(partial(self._queue.finish, claim, grade))
             if receiver is None:
@@ -341,7 +341,8 @@ class _Grader:
                 "interval": grade.interval,
                 "coverage": grade.coverage,
             }
-            await self._tell(partial(self._queue.mail, receiver, "grade"), payload)
+            if job.kind == "grade":
+                await self._tell(partial(self._queue.mail_all, receiver, job.org), payload)
 
     async def _fail(
         self,

@@ -26,6 +26,7 @@ import trio
 
 from ..errors import BadMessage, Conflict, Forbidden, Overloaded
 from ..store import RedisError, ResponseError, script
+from .inbox import Inbox
 from .records import LANES, Failure, Grade, Status, SubmissionState
 from .scripts import BOUNDS_MS, ESSAYS
 
@@ -213,6 +214,8 @@ class Queue:
         self._ttl_s = settings.result_days * _DAY_S
         self._rng = random.Random()  # noqa: S311  spreads retries, guards nothing
         self.shards = range(settings.shards)
+        self.inbox = Inbox(redis, keep_s=self._ttl_s)
+        """What authors have not heard yet."""
 
     # -- for whoever hands in an essay ---------------------------------------------------------
 
@@ -621,8 +624,24 @@ class Queue:
         """Hand the job back untried, to its old place; False: the lease is lost."""
         return bool(await self._held("queue_release", claim))
 
+    async def mail_all(self, receiver: Receiver, org: str, payload: bytes) -> None:
+        """Tell a grade to every worker at which its author is: each tells all of their sessions.
+
+        One round trip to find them, and one for each. May be repeated: sessions tell it once.
+        """
+        workers = await self.inbox.workers(org, receiver.user)
+        if receiver.worker:
+            workers.add(receiver.worker)
+        for worker in sorted(workers):
+            await self.mail(attrs.evolve(receiver, worker=worker), "grade", payload, org=org)
+
     async def mail(
-        self, receiver: Receiver, kind: Literal["grading", "grade", "failed"], payload: bytes
+        self,
+        receiver: Receiver,
+        kind: Literal["grading", "grade", "failed"],
+        payload: bytes,
+        *,
+        org: str = "",
     ) -> None:
         """Tell the worker at which the student is, if there is one.
 
@@ -641,6 +660,7 @@ class Queue:
                     receiver.user,
                     receiver.id,
                     payload,
+                    org,
                 ],
             )
 

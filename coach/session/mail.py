@@ -16,6 +16,9 @@ class GradeMail(_Letter, frozen=True, tag="grade"):
 
     submission: str
     payload: str
+    user: str = ""
+    org: str = ""
+    """Whose sessions are all to hear of it; empty: the one only."""
 
     def answer(self) -> wire.Grade:
         """What the student is to be told."""

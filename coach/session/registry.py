@@ -22,10 +22,11 @@ import trio
 
 from .. import config
 from ..errors import Overloaded
+from ..grading import PRESENT_S
 from ..ops import metrics
 from ..store import RedisError
 from .keeper import Keeper
-from .mail import ClaimMail, HandoverMail, Mail, RelayMail, RevokedMail, StopMail, parse
+from .mail import ClaimMail, GradeMail, HandoverMail, Mail, RelayMail, RevokedMail, StopMail, parse
 from .resume import Claim, Handover, new_token, split_token
 from .session import Elsewhere, Session
 
@@ -98,6 +99,8 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._moved: dict[tuple[str, int], Session] = {}  # by id and epoch: what still runs here
         self._by_user: dict[tuple[str, str], int] = {}  # (org, user) -> links, never 0
+        self._of_user: dict[tuple[str, str], dict[Session, float]] = {}
+        # (org, user) -> sessions, never none; and when the inbox was last told that they are here
         self._away: dict[Session, None] = {}  # whose students are away, the longest first
         self._claims: dict[str, trio.Event] = {}  # take-overs under way, by id
         self._heard: dict[tuple[str, int], _Heard] = {}  # id and epoch of what is told here
@@ -137,8 +140,9 @@ class Sessions:
         session = Session(identity, self._services, self)
         self._check(session)
         await self._nursery.start(session.live)
-        self._by_id[session.id] = session
+        self._add(session)
         session.ready.set()
+        self._nursery.start_soon(self._look_into_inbox, session)
         return session
 
     async def resume(self, token: str, identity: Identity | None, last_seq: int) -> Session | None:
@@ -208,7 +212,9 @@ class Sessions:
                 )
                 session.token = digest
                 await self._nursery.start(session.live)
-                self._by_id[name] = outcome.session = session
+                outcome.session = session
+                self._add(session)
+                self._nursery.start_soon(self._say_present, session)
                 await self._take_over(session, claim, last_seq)
                 session.stay_away()
         except RedisError as error:
@@ -309,7 +315,7 @@ class Sessions:
         session = self._by_id.get(mail.session)
         if session is None or session.epoch != mail.epoch or not session.ready.is_set():
             return  # the record says what is left of it
-        del self._by_id[session.id]
+        self._remove(session)
         self._away.pop(session, None)
         self._moved[session.id, session.epoch] = session
         handover = session.hand_over(mail.worker, mail.last_seq)
@@ -331,7 +337,7 @@ class Sessions:
     def forget(self, session: Session) -> None:
         """It has ended. Not a checkpoint."""
         if self._by_id.get(session.id) is session:
-            del self._by_id[session.id]
+            self._remove(session)
         self._moved.pop((session.id, session.epoch), None)
         self._away.pop(session, None)
         self.keeper.forget(session)
@@ -354,6 +360,47 @@ class Sessions:
         """A draft is to be written down. Not a checkpoint."""
         if session.is_resumable:
             self.keeper.touch_later(session)
+
+    def _add(self, session: Session) -> None:
+        self._by_id[session.id] = session
+        self._of_user.setdefault(_user_of(session), {})[session] = trio.current_time()
+
+    def _remove(self, session: Session) -> None:
+        del self._by_id[session.id]
+        key = _user_of(session)
+        del self._of_user[key][session]
+        if not self._of_user[key]:
+            del self._of_user[key]
+            self._nursery.start_soon(self._say_gone, *key)
+
+    # -- what their students have not heard ----------------------------------------------------
+
+    async def _look_into_inbox(self, session: Session) -> None:
+        """Tell a student who has come what has become of essays while nobody was there."""
+        who, queue = session.identity, self._services.queue
+        try:
+            for submission in await queue.inbox.come(who.org, who.user, self._worker):
+                state = await queue.get(who.org, submission)
+                if state is None:
+                    await queue.inbox.told(who.org, who.user, submission)
+                else:
+                    session.recall(state)
+        except RedisError as error:
+            log.warning("inbox_without_redis", session=session.id, error=str(error))
+
+    async def _say_present(self, session: Session) -> None:
+        who = session.identity
+        try:
+            await self._services.queue.inbox.come(who.org, who.user, self._worker)
+        except RedisError as error:
+            log.warning("inbox_without_redis", session=session.id, error=str(error))
+
+    async def _say_gone(self, org: str, user: str) -> None:
+        try:
+            if (org, user) not in self._of_user:
+                await self._services.queue.inbox.leave(org, user, self._worker)
+        except RedisError as error:
+            log.debug("inbox_without_redis", error=str(error))  # it will be forgotten by itself
 
     # -- links ---------------------------------------------------------------------------------
 
@@ -457,6 +504,10 @@ class Sessions:
             for count, session in enumerate(list(self._by_id.values()), start=1):
                 if count % PINGS_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
+                here = self._of_user[_user_of(session)]
+                if now - here[session] > PRESENT_S / 2:
+                    here[session] = now
+                    self._nursery.start_soon(self._say_present, session)
                 link = session.link
                 if link is None:
                     continue
@@ -504,10 +555,17 @@ class Sessions:
                 session = self._by_id.get(mail.session)
                 if session is not None:
                     session.revoke()
+            case GradeMail() if mail.org:
+                for session in list(self._of_user.get((mail.org, mail.user), ())):
+                    session.hear_of(mail.submission, mail.answer())
             case _:
                 session = self._by_id.get(mail.session)
                 if session is not None:
                     session.deliver(mail.submission, mail.answer())
+
+
+def _user_of(session: Session) -> tuple[str, str]:
+    return session.identity.org, session.identity.user
 
 
 @attrs.define

@@ -31,7 +31,7 @@ import structlog
 import trio
 
 from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge
-from ..grading import Submission
+from ..grading import Receiver, Submission
 from ..ops import metrics, traces
 from ..providers import Interest
 from ..store import RedisError
@@ -57,6 +57,8 @@ log = structlog.get_logger()
 
 TURNS_MAX: Final = 8
 """Turns of one session that may be under way, ending ones included."""
+TOLD_MAX: Final = 64
+"""Submissions of which a session knows that it has told their end."""
 SUBMISSIONS_MAX: Final = 8
 """Submissions of one session that may wait for their grade."""
 HISTORY_TURNS: Final = 3
@@ -131,6 +133,8 @@ class Session:
         # by request; ended ones stay until their task is done
         self._history: deque[wire.FeedbackCopy] = deque(maxlen=HISTORY_TURNS)
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
+        self._told: deque[str] = deque(maxlen=TOLD_MAX)  # submissions whose end was told
+        self._unheard: list[str] = []  # those of which the student was away
         self._interest = Interest(identity.org)  # of a student who is there: see `detach`
         self._draining = False
 
@@ -193,6 +197,9 @@ class Session:
             self._away.cancel("the student is back")
             self._away = None
         self.link = link
+        if self._unheard:
+            self._start(self._mark_told, *self._unheard)
+            self._unheard.clear()
         token: str | None = None
         if self.is_resumable:
             token, self.previous, self.token = self._next_token()
@@ -611,12 +618,14 @@ class Session:
         self, submission: str, pending: _Pending, message: wire.Submit | None
     ) -> None:
         answer: wire.Grade | wire.Error | None = None
+        is_end = False
         try:
             with pending.scope:
                 if message is None:
                     answer = await self._await_answer(submission, pending, poll_s=ADOPTED_POLL_S)
                 else:
                     answer = await self._submit(message, pending)
+                is_end = True
         except CoachError as error:
             answer = error_message(error, submission=submission)
         except RedisError as error:
@@ -632,7 +641,10 @@ class Session:
             self._sessions.touch(self)
         if answer is None:
             return  # another worker waits for it now
-        self.outbox.send(answer)
+        if is_end:
+            self._tell_end(submission, answer)
+        else:
+            self.outbox.send(answer)
         outcome = answer.code if isinstance(answer, wire.Error) else "graded"
         metrics.submissions_total.labels(outcome).inc()
 
@@ -653,9 +665,11 @@ class Session:
             session=self.id,
         )
         state: SubmissionState | None = None
+        inbox = services.queue.inbox
         async with services.limits_of(identity.user).reserve(
             user=identity.user, org=identity.org, tokens=0
         ) as reservation:
+            await inbox.expect(identity.org, identity.user, submission.id)
             if "queue" not in off or await self._must_queue(submission):
                 state = await services.queue.submit(submission)
             reservation.settle(0)
@@ -686,7 +700,14 @@ class Session:
         grade = await self._services.at_once.grade(
             submission, off=off, on_late=partial(self.outbox.send, late)
         )
-        return _graded(submission.id, grade)
+        answer = _graded(submission.id, grade)
+        nobody = Receiver(id=submission.id, worker="", session="", user=submission.user)
+        try:
+            payload = msgspec.json.encode(answer)
+            await self._services.queue.mail_all(nobody, submission.org, payload)
+        except RedisError as error:
+            log.warning("not_mailed", submission=submission.id, error=str(error))
+        return answer
 
     async def _await_answer(
         self, submission: str, pending: _Pending, *, poll_s: float
@@ -722,6 +743,35 @@ class Session:
         else:
             pending.answer = answer
             pending.come.set()
+
+    def recall(self, state: SubmissionState) -> None:
+        """The student has come, and may not have heard of this essay. Not a checkpoint."""
+        answer = _answer(state)
+        if answer is not None:
+            self.hear_of(state.id, answer)
+
+    def hear_of(self, submission: str, answer: wire.Grade | wire.Error) -> None:
+        """An essay of the student's has come to an end, handed in wherever. Not a checkpoint."""
+        if submission in self._mail:
+            self.deliver(submission, answer)
+        elif submission not in self._told and not self.is_over:
+            self._tell_end(submission, answer)
+
+    def _tell_end(self, submission: str, answer: wire.Grade | wire.Error) -> None:
+        self._told.append(submission)
+        self.outbox.send(answer)
+        if self.link is None:
+            self._unheard.append(submission)
+        else:
+            self._start(self._mark_told, submission)
+
+    async def _mark_told(self, *submissions: str) -> None:
+        """It need not be told at the next hello."""
+        who = self.identity
+        try:
+            await self._services.queue.inbox.told(who.org, who.user, *submissions)
+        except RedisError as error:
+            log.warning("inbox_without_redis", session=self.id, error=str(error))
 
 
 @attrs.define(eq=False)

@@ -148,7 +148,8 @@ async def test_an_essay_is_graded_kept_and_pushed(tmp_path: Path) -> None:
     assert grade.usage.output == USAGE.output
     assert 0 < grade.seconds < 5
     payload = mail.pop("payload")
-    assert mail == {"kind": "grade", "session": "sid", "user": "ann", "submission": "s1"}
+    about = {"user": "ann", "org": "school", "submission": "s1"}
+    assert mail == {"kind": "grade", "session": "sid", **about}
     message = msgspec.json.decode(payload, type=wire.Grade)
     assert (message.submission, message.score, message.feedback) == ("s1", 60, grade.feedback)
     assert [c.evidence for c in message.criteria] == [c.evidence for c in grade.criteria]

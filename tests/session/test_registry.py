@@ -23,7 +23,7 @@ GRADE = msgspec.json.encode({"submission": "s1", "score": 71, "criteria": [], "j
 ERROR = msgspec.json.encode({"submission": "s1", "code": "internal", "message": "lost"})
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Fake:
     """In place of a session."""
 
@@ -73,12 +73,12 @@ def registry(*names: str) -> tuple[Sessions, list[Any]]:
     sessions = Sessions(services, cast("Any", None), services.settings, cast("Any", None))
     fakes = [Fake(name) for name in names]
     for fake in fakes:
-        sessions._by_id[fake.id] = cast("Any", fake)
+        sessions._add(cast("Any", fake))
         sessions.enter(cast("Any", fake))
     return sessions, fakes
 
 
-def test_connections_are_counted_per_user_of_an_org() -> None:
+async def test_connections_are_counted_per_user_of_an_org() -> None:
     sessions, _ = registry("ana")
     second, third = (cast("Any", Fake("ana")) for _ in range(2))
     sessions.enter(second)

@@ -6,10 +6,13 @@ import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any, cast
 
+import attrs
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 from prometheus_client import Counter
 from structlog.typing import EventDict
 from trio_websocket import ConnectionClosed, wrap_client_stream
@@ -17,7 +20,7 @@ from wsproto.events import Pong
 
 from coach import config
 from coach.errors import Overloaded, ProviderUnavailable, RateLimited
-from coach.grading import Failure
+from coach.grading import Failure, Submission
 from coach.ops import metrics
 from coach.providers import Completion, Prompt, Sink, Usage
 from coach.session import wire
@@ -255,6 +258,92 @@ async def test_redis_away_while_a_grade_is_awaited_is_waited_out() -> None:
         world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
         world.away = None
         assert (await student.receive())["type"] == "grade"
+
+
+async def test_a_grade_is_told_in_every_session_of_its_author_once() -> None:
+    """And nowhere else; the letter may come twice."""
+    world, elsewhere = World(says()), World(says(), worker="w-other")
+    elsewhere.records, elsewhere.inbox = world.records, world.inbox
+    letter = {"kind": "grade", "session": "", "user": "ana", "org": "school", "submission": "s1"}
+    fields = {name.encode(): text.encode() for name, text in letter.items()}
+    fields[b"payload"] = msgspec.json.encode(grade())
+    async with (
+        world.student() as submitter,
+        world.student() as second_tab,
+        world.student("eve") as other,
+        elsewhere.student() as phone,
+    ):
+        await submitter.submit()
+        await submitter.until("grading")
+        assert world.inbox.places["school", "ana"] == {"w-test", "w-other"}
+        assert world.inbox.essays == {("school", "ana"): ["s1"]}
+        for _ in range(2):
+            world.sessions._deliver(fields)
+            elsewhere.sessions._deliver(fields)
+            for client in (submitter, second_tab, phone):
+                with trio.move_on_after(1):
+                    assert (await client.receive())["score"] == 71
+        await other.ask("r1")
+        assert {m["type"] for m in await other.until("done")} == {"started", "done"}
+        assert [client.seq for client in (submitter, second_tab, phone)] == [2, 1, 1]
+        assert world.inbox.essays == {("school", "ana"): []}
+
+
+async def test_a_result_that_came_while_nobody_was_there_is_told_at_the_next_hello() -> None:
+    """The grade, and that it failed; what is not over yet, or not known any more, is not."""
+    world = World(says())
+    who = ("school", "ana")
+    world.inbox.essays[who] = ["graded", "failed", "waits", "gone"]
+    essay = Submission(id="x", user="ana", org="school", assignment="a", text="t")
+    for status, answer in (
+        ("graded", {"grade": GRADE}),
+        ("failed", {"failure": Failure(code="internal", message="m", reason="r", attempts=5)}),
+        ("queued", {}),
+    ):
+        name = "waits" if status == "queued" else status
+        named = attrs.evolve(essay, id=name)
+        world.states[name] = state(named, cast("Any", status), **cast("Any", answer))
+    async with world.student() as student:
+        told = [await student.receive() for _ in range(2)]
+        assert [(m["type"], m["submission"]) for m in told] == [
+            ("grade", "graded"),
+            ("error", "failed"),
+        ]
+        await trio.lowlevel.checkpoint()
+    assert world.inbox.essays[who] == ["waits"]
+    async with world.student() as student:
+        await student.ask("r1")
+        assert {m["type"] for m in await student.until("done")} == {"started", "done"}
+
+
+async def test_a_result_told_to_somebody_who_is_away_is_told_again_elsewhere() -> None:
+    """It is in the session for whoever goes on with it; who begins anew hears it as well."""
+    world = World(says(), session=config.Session(detached_s=60))
+    async with world.at_home():
+        async with world.student() as student:
+            await student.submit()
+            await student.until("grading")
+        await trio.sleep(1)
+        deliver(world, grade())
+        await trio.sleep(1)
+        assert world.inbox.essays == {("school", "ana"): ["s1"]}
+        world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
+        async with world.connected() as again:
+            await again.hello(resume=student.welcome["resume"], last_seq=student.seq)
+            again.seq = student.seq
+            assert (await again.receive())["type"] == "grade"
+            await trio.sleep(0.1)
+            assert world.inbox.essays == {("school", "ana"): []}
+
+
+async def test_redis_away_costs_the_inbox_only_until_the_next_hello() -> None:
+    world = World(says())
+    world.inbox.essays["school", "ana"] = ["s1"]
+    world.inbox.away = NotSent("no redis")
+    async with world.student() as student:
+        await student.ask("r1")
+        assert {m["type"] for m in await student.until("done")} == {"started", "done"}
+    assert world.inbox.essays["school", "ana"] == ["s1"]
 
 
 async def test_a_submission_that_nobody_knows_any_more_is_asked_for_again() -> None:

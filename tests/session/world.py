@@ -18,6 +18,7 @@ from coach.errors import Conflict
 from coach.grading import (
     Failure,
     Grade,
+    Receiver,
     Status,
     Submission,
     SubmissionState,
@@ -183,6 +184,40 @@ class FakeRecords:
             )
 
 
+@attrs.define(eq=False)
+class FakeInbox:
+    """`Inbox` without Redis."""
+
+    essays: dict[tuple[str, str], list[str]] = attrs.field(factory=dict)
+    places: dict[tuple[str, str], set[str]] = attrs.field(factory=dict)
+    away: Exception | None = None
+
+    async def expect(self, org: str, user: str, submission: str) -> None:
+        await self._trip()
+        waiting = self.essays.setdefault((org, user), [])
+        if submission not in waiting:
+            waiting.append(submission)
+
+    async def told(self, org: str, user: str, *submissions: str) -> None:
+        await self._trip()
+        waiting = self.essays.get((org, user), [])
+        waiting[:] = [each for each in waiting if each not in submissions]
+
+    async def come(self, org: str, user: str, worker: str) -> list[str]:
+        await self._trip()
+        self.places.setdefault((org, user), set()).add(worker)
+        return list(self.essays.get((org, user), ()))
+
+    async def leave(self, org: str, user: str, worker: str) -> None:
+        await self._trip()
+        self.places.get((org, user), set()).discard(worker)
+
+    async def _trip(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.away is not None:
+            raise self.away
+
+
 @attrs.define
 class World:
     """The scripted parts. `script` is what the provider does for each request."""
@@ -219,6 +254,9 @@ class World:
     """How long that takes; beyond 8, as long again, and the student is told."""
     no_grade: Exception | None = None
     """Why it comes to nothing."""
+    inbox: FakeInbox = attrs.field(factory=FakeInbox)
+    mailed: list[tuple[Receiver, str, bytes]] = attrs.field(factory=list)
+    """To all of somebody's sessions, in whichever worker."""
     records: Any = attrs.field(factory=FakeRecords)
     """In place of Redis; worlds that share it are workers of one coach."""
     worker: str = "w-test"
@@ -308,6 +346,10 @@ class World:
         if submission in self.states:
             return self.states[submission]
         return next((state(known) for known in self.submitted if known.id == submission), None)
+
+    async def mail_all(self, receiver: Receiver, org: str, payload: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.mailed.append((receiver, org, payload))
 
     async def grade(
         self, submission: Submission, *, off: Collection[Flag], on_late: Callable[[], None]

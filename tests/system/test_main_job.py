@@ -107,6 +107,8 @@ async def a_killed_worker(stack: Stack) -> None:
         for number, student in enumerate(students):
             await until_graded(stack, student, f"worker-{number}")
         async with stack.student(lost[0].token) as again:
+            grade = await again.until("grade")  # which came while nobody was there to hear it
+            assert grade["submission"] == f"worker-{students.index(lost[0])}"
             await again.ask(text=ESSAY)
             await again.until("delta")
 
@@ -232,11 +234,12 @@ async def until_graded(stack: Stack, student: Student, submission: str) -> None:
 
 async def one_of_everything(stack: Stack) -> None:
     """Open what stays open: connections to the provider and to Redis."""
-    async with stack.student() as student:
+    async with stack.student() as student, stack.student(student.token) as second_tab:
         await student.ask()
         await student.until("done")
         await student.send(type="submit", submission="warm-up", assignment="essay", text=ESSAY)
-        await student.until("grade")
+        grades = [await each.until("grade") for each in (student, second_tab)]
+        assert {grade["submission"] for grade in grades} == {"warm-up"}
 
 
 @attrs.frozen
