@@ -575,7 +575,8 @@ async def test_mail_has_a_bound_and_an_end(tmp_path: Path) -> None:
         await queue.mail(attrs.evolve(receiver, worker=""), "grade", b"{}")
         (mail,) = await mailed(redis)
         assert json.loads(mail.pop("payload")) == {"submission": "s1"}
-        assert mail == {"kind": "grade", "session": "sid", "user": "ann", "submission": "s1"}
+        about = {"user": "ann", "org": "", "submission": "s1"}
+        assert mail == {"kind": "grade", "session": "sid", **about}
         assert 3_500 < await redis.execute_command("TTL", "mail:w0-1") <= 3_600
 
 

@@ -336,6 +336,29 @@ async def test_a_result_told_to_somebody_who_is_away_is_told_again_elsewhere() -
             assert world.inbox.essays == {("school", "ana"): []}
 
 
+async def test_cancelled_at_every_step_of_a_look_into_the_inbox_no_result_is_lost() -> None:
+    """It was said to the student, or it is there at the next hello."""
+    world, who, outcomes = World(says()), ("school", "ana"), set()
+    async with world.student():
+        (session,) = world.sessions._by_id.values()
+        for step in range(1, 50):
+            name = f"s{step}"
+            essay = Submission(id=name, user="ana", org="school", assignment="a", text="t")
+            world.states[name] = state(essay, "graded", grade=GRADE)
+            world.inbox.essays[who] = [name]
+            with cancel_at_step(step) as scope:
+                await world.sessions._look_into_inbox(session)
+            await trio.sleep(0.1)
+            is_told = name in session._told
+            assert is_told == (name not in world.inbox.essays[who])
+            outcomes.add(is_told)
+            if not scope.cancel_called:
+                break
+        else:
+            pytest.fail("it never came to its end")
+        assert outcomes == {True, False}
+
+
 async def test_redis_away_costs_the_inbox_only_until_the_next_hello() -> None:
     world = World(says())
     world.inbox.essays["school", "ana"] = ["s1"]
