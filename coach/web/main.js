@@ -3,6 +3,7 @@
 import { Announcer } from "./announce.js";
 import { countWords, DraftSync, isMeaningful, locate, Underlines, wellFormed } from "./editor.js";
 import { Notes } from "./feedback.js";
+import { History } from "./history.js";
 import { Link } from "./protocol.js";
 import { freshId, keep, recall, watch } from "./storage.js";
 import { Submission } from "./submission.js";
@@ -58,6 +59,7 @@ const underlines = new Underlines(page.underlines);
 const sync = new DraftSync((message) => link.send(message));
 const announcer = new Announcer(at("announce"));
 const notes = new Notes(page.notes, announcer, showInText);
+const earlier = new History(at("earlier"), () => page.draft.value, showQuoteInText);
 const submission = new Submission(
   { grade: page.grade, trouble, onEvidence: showQuoteInText, onGrade: revealGrade },
   link,
@@ -205,6 +207,7 @@ function endTurn() {
   failures = 0;
   showNotes(text);
   keep(`read.${assignment}`, { feedback: text, read });
+  earlier.add(assignment, { feedback: text, read });
   say("");
   refresh();
 }
@@ -332,7 +335,7 @@ function showInText({ start, end }) {
 function showQuoteInText(quote) {
   const range = locate(quote, page.draft.value);
   if (range) showInText({ start: range[0], end: range[1] });
-  else trouble("Those words have changed since you handed it in.");
+  else trouble("Those words have changed since they were read.");
 }
 
 /** The caret has moved: bring out the note about these words. */
@@ -366,6 +369,7 @@ function take(id) {
   const before = recall(`read.${assignment}`);
   lastRead = before?.read ?? "";
   notes.clear();
+  earlier.take(assignment);
   if (before) notes.restore(before.feedback, page.draft.value);
   page.peek.hidden = true;
   trouble("");

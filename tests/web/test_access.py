@@ -31,7 +31,7 @@ def violations(page: Any) -> list[str]:
 
 @pytest.mark.parametrize(("device", "scheme"), [("desk", "light"), ("phone", "dark")])
 async def test_no_state_of_the_page_shuts_anybody_out(device: str, scheme: str) -> None:
-    """Empty; read; a note that has lost its words; handed in and graded; in trouble."""
+    """Empty; read; a note without its words; what was said before; handed in; in trouble."""
     found: dict[str, list[str]] = {}
 
     def act(url: str) -> None:
@@ -46,10 +46,13 @@ async def test_no_state_of_the_page_shuts_anybody_out(device: str, scheme: str) 
             found["shown"] = violations(page)
             page.locator("#draft").fill(ESSAY[400:])
             found["gone"] = violations(page)
+            write_and_be_read(page, ESSAY)
+            page.click("#earlier summary")
+            found["earlier"] = violations(page)
             hand_in(page)
             found["graded"] = violations(page)
 
     async with open_fake_coach(FakeCoach(**BRISK)) as coach:
         await browse(act, coach.url)
-    assert len(found) == 5
+    assert len(found) == 6
     assert {state: broken for state, broken in found.items() if broken} == {}

@@ -422,6 +422,31 @@ async def test_each_assignment_has_its_own_draft() -> None:
         await browse(act, coach.url)
 
 
+async def test_what_was_said_earlier_is_folded_away_and_comes_back_with_the_page() -> None:
+    """Each assignment has its own; a quote that still stands in the text can be shown there."""
+
+    def act(url: str) -> None:
+        with open_page(url) as page:
+            write_and_be_read(page, ESSAY)
+            assert page.locator("#earlier").is_hidden()
+            write_and_be_read(page, "A new beginning stands before it. " + ESSAY)
+            page.reload()
+            page.wait_for_selector("#link[data-state=online]")
+            page.click("#earlier summary")
+            assert page.locator("#earlier summary").inner_text() == "1 earlier reading"
+            said = page.locator("#earlier > ol > li")
+            assert f"{len(ESSAY.split())} words" in said.inner_text()
+            assert said.locator(".quote:enabled").count() == 3
+            said.locator(".quote").first.click()
+            shown = page.locator("#underlines mark[data-key=shown]").inner_text()
+            assert shown == " ".join(ESSAY.split()[:6])
+            page.select_option("#assignment", "tell")
+            assert page.locator("#earlier").is_hidden()
+
+    async with open_fake_coach(FakeCoach(**BRISK)) as coach:
+        await browse(act, coach.url)
+
+
 async def test_what_is_typed_before_the_script_has_come_stays() -> None:
     """On a slow network the paper is there first."""
 
