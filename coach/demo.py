@@ -290,9 +290,13 @@ def _patience(name: str) -> Iterator[None]:
 
 
 def _welcome(url: str, settings: config.Settings) -> None:
-    token, _ = open_authority(settings).issue(user="demo", org="demo", role="operator")
+    authority = open_authority(settings)
+    operator, educator = (
+        authority.issue(user="demo", org="demo", role=role)[0] for role in ("operator", "educator")
+    )
     print(f"Write at {url}")
-    print(f"Watch it at {url}/ops#token={token}")
+    print(f"Watch it at {url}/ops#token={operator}")
+    print(f"Review grades at {url}/review#token={educator}")
     print(f"Logs and data are in {settings.data_path}; Ctrl-C ends everything.", flush=True)
 
 

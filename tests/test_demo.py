@@ -52,7 +52,8 @@ async def test_ctrl_c_ends_everything_also_while_students_write(tmp_path: Path) 
             took_s = trio.current_time() - began
         assert took_s < 3
         assert not any(map(is_running, family))
-    write, watch, *rest = running.output().splitlines()
+    write, watch, grades, *rest = running.output().splitlines()
+    assert grades.startswith(f"Review grades at http://127.0.0.1:{port}/review#token=ey")
     assert watch.startswith(f"Watch it at http://127.0.0.1:{port}/ops#token=ey")
     assert [write, *rest] == [
         f"Write at http://127.0.0.1:{port}",

@@ -2,7 +2,7 @@
 
 /** Replace lone surrogates, which no UTF-8 can carry; the length stays the same. */
 export function wellFormed(text) {
-  return text.replace(/\p{Surrogate}/gu, "\ufffd");
+  return text.toWellFormed?.() ?? text.replace(/\p{Surrogate}/gu, "\ufffd");
 }
 
 /**
@@ -40,10 +40,32 @@ const WORD = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}]|[\p{L}\p{N}][\p{L}\p{N}
 
 let counted = { text: "", words: 0 }; // the last text: several ask about it
 
-/** Words as a student counts them; scripts without spaces count by characters, as is the custom. */
+/**
+ * Words as a student counts them; scripts without spaces count by characters, as is the custom.
+ *
+ * Of a text that differs from the last one only the words around the change are counted anew.
+ */
 export function countWords(text) {
-  if (text !== counted.text) counted = { text, words: text.match(WORD)?.length ?? 0 };
-  return counted.words;
+  const change = splice(counted.text, text);
+  if (!change) return counted.words;
+  const [at, deleted, inserted] = change;
+  let start = at;
+  while (start > 0 && !isGap(text, start - 1)) start -= 1;
+  let end = at + inserted.length;
+  while (end < text.length && !isGap(text, end)) end += 1;
+  const before = counted.text.slice(start, end - inserted.length + deleted);
+  const words = counted.words - wordsIn(before) + wordsIn(text.slice(start, end));
+  counted = { text, words };
+  return words;
+}
+
+function wordsIn(text) {
+  return text.match(WORD)?.length ?? 0;
+}
+
+// Where no word goes on.
+function isGap(text, at) {
+  return text[at] === " " || text[at] === "\n";
 }
 
 const WORDS_MIN = 8;

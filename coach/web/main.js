@@ -12,6 +12,7 @@ import { counted, eta, LINK_WORDS, whyNoFeedback } from "./words.js";
 const PAUSE_MS = 2_000;
 const EDIT_MS = 300;
 const KEEP_MS = 400;
+const KEEP_LONG_MS = 1_500; // of a long text: keeping it takes a part of a frame
 const FIND_MS = 150;
 const LONG_UNITS = 20_000; // from here on, what takes long waits until the student pauses
 const ASK_GAP_MS = 4_000;
@@ -271,7 +272,7 @@ function typed() {
   redrawUnderlines();
   later("find", FIND_MS, findQuotes);
   if (!timers.edit) later("edit", EDIT_MS, sendEdit);
-  if (!timers.keep) later("keep", KEEP_MS, keepText);
+  if (!timers.keep) later("keep", text.length < LONG_UNITS ? KEEP_MS : KEEP_LONG_MS, keepText);
   page.kept.textContent = "";
   if (text.length >= page.draft.maxLength) {
     trouble(`The page is full: it holds ${counted(page.draft.maxLength, "character")}, and no more were taken.`);

@@ -237,7 +237,14 @@ function showFlags(flags) {
 // -- charts ----------------------------------------------------------------------------------
 
 const CHARTS = [
-  { title: "Writers and turns", series: [["writers", (s) => s.sessions], ["turns", (s) => s.turns]] },
+  {
+    title: "Writers and turns",
+    series: [
+      ["writers", (s) => s.sessions],
+      ["turns", (s) => s.turns],
+      ["came back", (s) => sum(s.resumes ?? {})],
+    ],
+  },
   {
     title: "First words, ms",
     series: [["p50", (s) => s.ttft.p50], ["p95", (s) => s.ttft.p95], ["p99", (s) => s.ttft.p99]],
@@ -264,7 +271,6 @@ const CHARTS = [
     title: "Cost, $ an hour",
     series: [["all", (s) => s.dollars_hour], ["a writer", (s) => s.dollars_writer_hour]],
   },
-  { title: "Came back, in a minute", series: [["resumed", (s) => sum(s.resumes ?? {})]] },
 ];
 
 function sum(counts) {

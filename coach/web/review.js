@@ -105,7 +105,7 @@ function showList() {
   page.list.replaceChildren(
     ...(shown.length > 0 ? shown.map(listItem) : [make("li", "none", nothing)]),
   );
-  page.list.querySelector(`[data-id="${CSS.escape(focused ?? "")}"]`)?.focus();
+  page.list.querySelector(`[data-id="${CSS.escape(focused ?? "")}"]`)?.focus({ preventScroll: true });
 }
 
 function listItem(review) {

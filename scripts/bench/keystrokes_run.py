@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT))  # the tests' browser is this one's
 from tests.support.browser import CHROMIUM, browse, close_browser, open_page
 from tests.support.fake_coach import FakeCoach, open_fake_coach
 
+NAMES = ("handlers", "work", "paint")
+VIEWPORT = {"width": 1440, "height": 900}
 PAUSE_MS = 60
 """Between two keys: somebody who types fast."""
 
@@ -33,7 +35,7 @@ WATCH = """(selector) => {
   let handled = 0;
   channel.port1.onmessage = () => {
     const now = performance.now();
-    window.found.push({ work: handled + now - frame, paint: now - begun });
+    window.found.push({ handlers: handled, work: handled + now - frame, paint: now - begun });
   };
   area.addEventListener("beforeinput", (event) => {
     begun = event.timeStamp;
@@ -48,8 +50,9 @@ BARE = """(text) => {
   const area = document.createElement("textarea");
   area.id = "bare";
   const draft = document.getElementById("draft");
+  draft.value = text;
   const { font } = getComputedStyle(draft);
-  const { clientWidth: width, clientHeight: height } = draft;
+  const { clientWidth: width, scrollHeight: height } = draft;
   Object.assign(area.style, { width: `${width}px`, height: `${height}px`, font });
   document.body.replaceChildren(area);
   area.value = text;
@@ -76,7 +79,7 @@ def main() -> int:
         print(f"{where:6} {', '.join(told)}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
-    return 0 if found["page"]["work"][1] < options.limit_ms else 1
+    return 0 if found["page"]["work"][0] < options.limit_ms else 1
 
 
 async def _measure(characters: int, keystrokes: int) -> dict[str, dict[str, tuple[float, float]]]:
@@ -84,14 +87,15 @@ async def _measure(characters: int, keystrokes: int) -> dict[str, dict[str, tupl
     text = (essays * (characters // len(essays) + 1))[:characters]
 
     def act(url: str) -> dict[str, dict[str, tuple[float, float]]]:
-        with open_page(url, viewport={"width": 1440, "height": 900}) as page:
+        with open_page(url, viewport=VIEWPORT) as page:
+            page.evaluate(BARE, text)
+            bare = _type(page, "#bare", keystrokes)
+        with open_page(url, viewport=VIEWPORT) as page:
             page.locator("#draft").fill(text)
             page.locator("#draft").press("Control+Enter")
             page.wait_for_selector(".note.anchored")
             page.wait_for_selector("#turn.busy", state="detached")
-            of_page = _type(page, "#draft", keystrokes)
-            page.evaluate(BARE, text)
-            return {"page": of_page, "bare": _type(page, "#bare", keystrokes)}
+            return {"page": _type(page, "#draft", keystrokes), "bare": bare}
 
     async with open_fake_coach(FakeCoach(first_token_s=0.05, event_s=0.002)) as coach:
         return await browse(act, coach.url)
@@ -105,7 +109,7 @@ def _type(page: Any, selector: str, keystrokes: int) -> dict[str, tuple[float, f
         page.wait_for_timeout(PAUSE_MS)
     found = page.evaluate("() => window.found")
     assert len(found) >= keystrokes * 0.9
-    return {name: _percentiles([each[name] for each in found]) for name in ("work", "paint")}
+    return {name: _percentiles([each[name] for each in found]) for name in NAMES}
 
 
 def _percentiles(values: list[float]) -> tuple[float, float]:

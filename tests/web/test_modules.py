@@ -142,6 +142,24 @@ async def test_words_are_counted_as_students_count_them() -> None:
     assert counts == list(cases.values())
 
 
+async def test_words_counted_edit_by_edit_are_those_counted_at_once() -> None:
+    """Wherever an edit cuts or joins words, and whatever stood there before."""
+    rng = random.Random(6)
+    texts = [""]
+    for _ in range(400):
+        text = texts[-1]
+        at, delete = rng.randrange(len(text) + 1), rng.randrange(6)
+        insert = "".join(rng.choices("ab-’ \n.今😀", k=rng.randrange(8)))
+        texts.append(text[:at] + insert + text[at + delete :])
+    step_by_step = await call("editor.js", "countWords", [[text] for text in texts])
+    # from nothing each time: then all of it is around the change
+    at_once = await call(
+        "editor.js", "countWords", [[each] for text in texts for each in ("", text)]
+    )
+    assert step_by_step == at_once[1::2]
+    assert max(step_by_step) > 30
+
+
 async def test_quotes_are_found_as_models_write_them() -> None:
     """White space and marks may differ; what is not there is not found."""
     text = 'He said "it doesn\'t\nmatter" – and left. (Really?)'
