@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.real_time, needs_chromium]
 
 ESSAY = next(essay for essay in load_essays() if essay.name == "cricket-with-my-uncle").text
 BEGUN = ".note .comment:not(:empty)"
+QUOTA = "quota = { requests_per_minute = 4000 }"
 WATCH_LINK = """() => {
   const link = document.getElementById("link");
   window.states = [];
@@ -99,6 +100,23 @@ def pause_a_lane(page: Any) -> None:
     assert "demo/ola" in page.locator("#audit li").first.inner_text()
 
 
+def change_a_quota(page: Any) -> None:
+    """What it is now can be changed for a while; asked back, and written down."""
+    row = page.locator("#providers tr[data-provider=simulator]")
+    row.get_by_role("button", name="Quota").click()
+    field = page.locator("#quota-fields input")
+    assert field.input_value() == "4000"
+    field.fill("90")
+    page.click("#quota .do")
+    assert "requests 90 a minute, for 24 hours?" in page.inner_text("#confirm-what")
+    page.click("#confirm button[value=yes]")
+    page.get_by_text("quota simulator requests 90").wait_for()
+    row.get_by_role("button", name="Quota").click()
+    page.get_by_text("Set by an operator").wait_for()
+    assert field.input_value() == "90"
+    page.click("#quota-cancel")
+
+
 async def test_an_operator_watches_and_pauses_a_lane(tmp_path: Path) -> None:
     """On a desk and a phone; a student's token does not open the bridge."""
     found: list[str] = []
@@ -113,6 +131,7 @@ async def test_an_operator_watches_and_pauses_a_lane(tmp_path: Path) -> None:
             page.wait_for_selector("#tiles .figure")
             assert "token" not in page.url
             pause_a_lane(page)
+            change_a_quota(page)
             found.extend(violations(page))
         phone: dict[str, Any] = {"viewport": {"width": 390, "height": 840}, "color_scheme": "dark"}
         with open_context(**phone) as context:
@@ -122,7 +141,7 @@ async def test_an_operator_watches_and_pauses_a_lane(tmp_path: Path) -> None:
             assert page.evaluate("() => document.documentElement.scrollWidth") == 390
             found.extend(violations(page))
 
-    async with open_stack(tmp_path, grader=False) as stack:
+    async with open_stack(tmp_path, grader=False, provider=QUOTA) as stack:
         authority = open_authority(config.Settings(data_dir=str(tmp_path)))
         operator, _ = authority.issue(user="ola", org="demo", role="operator")
         await browse(act, stack, operator, await stack.token())
