@@ -103,7 +103,7 @@ async def test_a_part_that_dies_ends_all_with_one_line(
         os.kill(victim, signal.SIGKILL)
         assert await running.ends() == 2
         assert not any(map(is_running, family))
-    (said,) = running.output().splitlines()[3:]
+    (said,) = running.output().splitlines()[4:]
     log = tmp_path / "data" / f"{name}.log"
     assert said.startswith(f"coach: {name} was ended by SIGKILL; {log} ends with: "), said
 
