@@ -156,6 +156,8 @@ _ABOUT_TURNS: Final = frozenset({"started", "delta", "restarted", "done"})
 _ABOUT_SUBMISSIONS: Final = frozenset({"grading", "grade"})
 _ABOUT_EITHER: Final = frozenset({"queued", "error"})
 
+_PASSING: Final = frozenset({"overloaded", "interrupted"})
+
 _decoder = msgspec.json.Decoder(_Said)
 
 
@@ -176,6 +178,7 @@ class Conversation:
         """The token to come back with."""
         self.is_persistent = False
         """It is tried again where the server takes nobody in."""
+        self._put_off: list[str] = []  # submissions
         self._session = ""
         self._replayed = 0  # messages that are still to come before anything new
         self._asked_again: set[str] = set()  # the server may say that it has them already
@@ -238,6 +241,13 @@ class Conversation:
         for name in names:
             self._submissions[name].resent = True
         return names
+
+    def take_put_off(self) -> list[str]:
+        """Submissions that the server could not take in just then; they are to be sent again."""
+        put_off, self._put_off = self._put_off, []
+        for name in put_off:
+            self._submissions[name].resent = True
+        return put_off
 
     def close(self, *, dropped: bool = False) -> None:
         """Nothing more comes: count the turns that never ended.
@@ -409,6 +419,8 @@ class Conversation:
         elif submission.ended:
             if not submission.resent:
                 self._count("protocol_grade")
+        elif said.type == "error" and self.is_persistent and said.code in _PASSING:
+            self._put_off.append(said.submission or "")
         elif said.type == "error":
             submission.ended = True
             self._count(said.code or "protocol_malformed")

@@ -194,7 +194,8 @@ def main(plan_fd: int, say_fd: int) -> None:
     with os.fdopen(plan_fd) as told:
         order = json.load(told)
     plan = order["plan"]
-    plan["arrivals"], plan["part"] = tuple(plan["arrivals"]), tuple(plan["part"])
+    for name in ("arrivals", "part", "offline_s"):
+        plan[name] = tuple(plan[name])
     with os.fdopen(say_fd, "wb", buffering=0) as said:
         trio.run(_run_part, Plan(**plan), order["begin_s"], said)
 
@@ -204,6 +205,7 @@ async def _run_part(plan: Plan, begin_s: float, said: Any) -> None:
 
     def say(*, ended: bool) -> None:
         presence = attrs.asdict(crowd.presence, recurse=False)
+        del presence["links"]  # nobody outside of this process can cut them
         presence["lag_ms"] = crowd.presence.lag_ms.as_json()
         line = {"tally": tally_to_json(crowd.tally), "presence": presence, "ended": ended}
         said.write(json.dumps(line).encode() + b"\n")

@@ -23,10 +23,6 @@ THINKING_SPREAD: Final = 0.25
 BREAK_S: Final = (300.0, 600.0)
 """Range of the pauses of those who put the work aside, before the time scale: beyond a provider's
 five minutes of prompt cache, and beyond what proxies leave an idle connection."""
-ONLINE_S: Final = 60.0
-"""Mean time between two losses of a flaky phone's network, before the time scale."""
-OFFLINE_S: Final = (1.0, 20.0)
-"""Range of how long the network is away, before the time scale."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,9 +61,9 @@ def habits_of(plan: Plan, rng: random.Random) -> Habits:
 
 def online_s(plan: Plan, rng: random.Random) -> float:
     """How long a flaky phone keeps its network this time, seconds of the run."""
-    return rng.expovariate(1.0) * ONLINE_S / plan.time_scale
+    return rng.expovariate(1.0) * plan.online_s / plan.time_scale
 
 
 def offline_s(plan: Plan, rng: random.Random) -> float:
     """How long it is without one then, seconds of the run."""
-    return rng.uniform(*OFFLINE_S) / plan.time_scale
+    return rng.uniform(*plan.offline_s) / plan.time_scale

@@ -35,7 +35,13 @@ class Plan:
     long_pauses: float = 0.0
     """Share of students who put their work aside for 5 to 10 minutes."""
     flaky: float = 0.0
-    """Share of students whose phone loses its network once a minute."""
+    """Share of students whose phone loses its network now and then."""
+    online_s: float = 60.0
+    """Mean time between two losses of a flaky phone's network, before the time scale."""
+    offline_s: tuple[float, float] = (1.0, 20.0)
+    """Range of how long the network is away, before the time scale."""
+    half_open: float = 0.0
+    """Share of losses of which the server hears nothing: the connection only stands there."""
     persistent: bool = False
     """They come back whatever has ended the connection, as the writer's page does."""
     orgs: int = 1
@@ -67,8 +73,10 @@ class Plan:
             raise ConfigurationError("turn-every must be 1 or more, grace 0 or more")
         if not 0.01 <= self.time_scale <= 1_000:
             raise ConfigurationError("time-scale must be between 0.01 and 1000")
-        if not (0 <= self.long_pauses <= 1 and 0 <= self.flaky <= 1):
-            raise ConfigurationError("long-pauses and flaky are shares, between 0 and 1")
+        if not all(0 <= share <= 1 for share in (self.long_pauses, self.flaky, self.half_open)):
+            raise ConfigurationError("long-pauses, flaky and half-open are shares, between 0 and 1")
+        if self.online_s <= 0 or not 0 <= self.offline_s[0] <= self.offline_s[1]:
+            raise ConfigurationError("online must be above 0, offline a range from 0 on")
         if not 1 <= self.orgs <= ORGS_MAX:
             raise ConfigurationError(f"orgs must be between 1 and {ORGS_MAX}")
         if self.orgs > 1 and self.secret is None:

@@ -76,6 +76,8 @@ class Presence:
     connected: int = 0
     typing: int = 0
     finished: int = 0
+    links: set[_Link] = attrs.field(factory=set)
+    """Connections that were welcomed; whoever cancels a link's `patience` cuts it."""
     lag_ms: Histogram = attrs.field(factory=Histogram)
     """By how much this process' event loop was late, 20 looks a second."""
 
@@ -260,6 +262,8 @@ class Student:
     _essays: dict[str, dict[str, Any]] = attrs.field(factory=dict)  # handed in, by submission
     _draft: tuple[str, int, str] | None = None  # the draft being typed: name, revision, text
     _handing_in: bool = False  # a phone that holds the only copy of an essay is held high
+    _half_open: list[trio.abc.Stream] = attrs.field(factory=list)
+    # connections that the phone has given up, and the server does not know of it yet
     _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     # who waits for a message or for the network
 
@@ -282,6 +286,8 @@ class Student:
                     await self._link.socket.close()
                 nursery.cancel_scope.cancel("the student is done")
             self._conversation.close()
+        for stream in self._half_open:
+            await trio.aclose_forcefully(stream)
         self.presence.finished += 1
 
     async def _token(self, http: httpx.AsyncClient) -> str:
@@ -338,7 +344,10 @@ class Student:
         except (HandshakeRefused, trio.TooSlowError, trio.BrokenResourceError):
             return "connect_failed"
         finally:
-            await trio.aclose_forcefully(stream)
+            if self.plan.half_open and self.rng.random() < self.plan.half_open:
+                self._half_open.append(stream)
+            else:
+                await trio.aclose_forcefully(stream)
 
     async def _converse(self, link: _Link, token: str) -> str | None:
         """Greet, then listen until the end; what that returns, `_connect_once` does."""
@@ -355,6 +364,7 @@ class Student:
             error = f"closed_{ABNORMAL}"
         finally:
             self._link = None
+            self.presence.links.discard(link)
             self._changed.unpark_all()
             is_own_loss = error is None and link.patience.cancelled_caught
             if conversation.resume is None:  # it ends here
@@ -380,6 +390,7 @@ class Student:
         if self.habits.flaky and not self._handing_in:
             link.patience.deadline = trio.current_time() + online_s(self.plan, self.rng)
         self._link = link
+        self.presence.links.add(link)
         if link.is_return:
             self.tally.resume_ms.record((trio.current_time() - link.began_s) * 1000)
         if self._draft is not None:
@@ -398,6 +409,8 @@ class Student:
             if link.conversation.seq != said:
                 said = link.conversation.seq
                 await self._say({"type": "ack", "seq": said})
+            for submission in link.conversation.take_put_off():
+                await self._say(self._essays[submission])
 
     # -- the essay ---------------------------------------------------------------------------------
 

@@ -140,14 +140,11 @@ def test_a_plan_out_of_range_is_refused(changes: dict[str, Any]) -> None:
 
 
 @real_time
-async def test_a_flaky_phone_comes_back_and_hands_in_what_was_typed_meanwhile(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_flaky_phone_comes_back_and_hands_in_what_was_typed_meanwhile() -> None:
     """Turns that went down with its network are no errors; the draft is sent whole again."""
-    monkeypatch.setattr("coach.simulator.habits.ONLINE_S", 0.5)
-    monkeypatch.setattr("coach.simulator.habits.OFFLINE_S", (0.1, 0.2))
+    flaky = {"flaky": 1.0, "online_s": 0.5, "offline_s": (0.1, 0.2), "half_open": 0.5}
     async with open_fake_coach(FakeCoach(first_token_s=0.2, event_s=0.01, grade_s=0.05)) as coach:
-        report = await simulate(plan(coach, writers=4, seconds=3, turn_every_s=1, flaky=1.0))
+        report = await simulate(plan(coach, writers=4, seconds=3, turn_every_s=1, **flaky))
     tally = report.tally
     assert report.ok, dict(tally.errors)
     assert tally.reconnects == coach.connections - 4 > 0
@@ -163,7 +160,6 @@ async def test_a_phone_that_loses_its_network_as_it_hands_in_does_so_when_it_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The connection still stands there, for a moment, and would take the essay down with it."""
-    monkeypatch.setattr("coach.simulator.habits.OFFLINE_S", (0.05, 0.1))
     hand_in = Student._hand_in
 
     async def lose_and_hand_in(student: Student, essay: Essay, submission: str) -> None:
@@ -173,7 +169,7 @@ async def test_a_phone_that_loses_its_network_as_it_hands_in_does_so_when_it_is_
 
     monkeypatch.setattr(Student, "_hand_in", lose_and_hand_in)
     async with open_fake_coach(FakeCoach(**BRISK)) as coach:
-        report = await simulate(plan(coach))
+        report = await simulate(plan(coach, offline_s=(0.05, 0.1)))
     assert report.ok, report.as_dict()
     assert report.tally.reconnects == report.tally.graded == 3
 
