@@ -154,6 +154,7 @@ def clear(org: OrgOption, config_file: ConfigOption = None, data_dir: DataDirOpt
 
 
 def _table(bill: Bill, prices: Prices, currency: str) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     headings = ("requests", "input", "cache written", "cache read", "output")
@@ -172,7 +173,7 @@ def _table(bill: Bill, prices: Prices, currency: str) -> Table:
         table.add_column(heading, text, justify="right", no_wrap=True)
     for group, amounts in bill.lines.items():
         table.add_row(
-            *(value or "–" for value in group),
+            *(escape(value) or "–" for value in group),
             *(f"{amount:,}" for amount in amounts[: len(headings)]),
             _rounded(prices.from_nano(amounts[-2], currency)),
             f"{Decimal(100 * amounts[-2]) / (total[-2] or 1):.1f} %",

@@ -8,6 +8,7 @@ from typing import Final, Literal
 import attrs
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Status = Literal["ok", "warn", "fail"]
@@ -37,9 +38,9 @@ def print_report(findings: Sequence[Finding], console: Console) -> None:
         style = STYLES[each.status]
         shown = "" if each.area == area else each.area
         area = each.area
-        table.add_row(shown, f"[{style}]{each.status}[/]", each.name, each.found)
+        table.add_row(shown, f"[{style}]{each.status}[/]", each.name, escape(each.found))
         if each.fix:
-            table.add_row("", "", "", f"[{style}]→[/] {each.fix}")
+            table.add_row("", "", "", f"[{style}]→[/] {escape(each.fix)}")
     console.print(table)
     counts = {status: sum(each.status == status for each in findings) for status in STYLES}
     console.print(", ".join(f"{count} {status}" for status, count in counts.items()), style="dim")

@@ -30,7 +30,7 @@ async def test_an_operator_reads_the_bill_and_sets_budgets(tmp_path: Path) -> No
         costs = Costs(load_prices(config.Settings()), config.Costs(), worker="w")
         book(costs)
         book(costs, reason="wasted-cancel", user="ben")
-        book(costs, model="a-model-without-a-price")
+        book(costs, model="a-model-without-a-price", assignment="[/b] as [red]typed")
         await costs.close(redis)
 
         async def say(*arguments: str) -> str:
@@ -44,6 +44,7 @@ async def test_an_operator_reads_the_bill_and_sets_budgets(tmp_path: Path) -> No
         assert ["feedback", "2", "2,000", "0", "0", "200", "0.0045", "50.0", "%", "1,100"] in lines
         assert ["total", "3", "3,000", "0", "0", "300", "0.0090", "1,100"] in lines
 
+        assert "[/b] as [red]typed" in await say("--by", "assignment")
         record = msgspec.json.decode(await say("--by", "user", "--json", "--currency", "EUR"))
         assert record["total"]["cost"] == "0.00774"
         assert {line["user"] for line in record["lines"]} == {"ana", "ben"}

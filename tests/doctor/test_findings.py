@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import time
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from coach import config
 from coach.doctor import machine, providers, redis
 from coach.doctor.needs import needs_of
 from coach.doctor.providers import Handshake, judge_handshake, judge_headers, quota_for
-from coach.doctor.report import Finding
+from coach.doctor.report import Finding, print_report
 
 ANTHROPIC = config.Provider(
     name="a",
@@ -178,3 +180,12 @@ def test_a_secret_that_others_can_read_is_a_warning(
 async def test_without_a_provider_there_is_nothing_to_ask() -> None:
     (found,) = await providers.examine_providers(config.Settings(), None, ask=True)
     assert found.status == "fail"
+
+
+def test_what_is_found_and_advised_is_printed_as_it_is() -> None:
+    """`[[provider]]` is a table of the settings, and no markup."""
+    page = io.StringIO()
+    findings = [Finding("provider", "configured", "fail", "[none]", "add a [[provider]] to it")]
+    print_report(findings, Console(file=page, width=100))
+    assert "[none]" in page.getvalue()
+    assert "→ add a [[provider]] to it" in page.getvalue()
