@@ -13,6 +13,7 @@ Memory bound of a link: the writer's `outbox_bytes_max` and two incoming message
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, final
 
@@ -109,6 +110,8 @@ class Link:
         self._session: Session | None = None  # from the welcome on
         self._is_closed_by_us = False  # by `close`
         self._is_for_good = False  # whatever has ended it, nobody is to come back
+        self.expires_at = math.inf
+        """When the token that was shown runs out: wall clock, seconds since the epoch."""
 
     @property
     def received_at(self) -> float:
@@ -204,6 +207,8 @@ class Link:
                 raise Unauthenticated("this session is over: say hello with a token")
             session = await self._sessions.begin(identity)
         session.attach(self, hello.last_seq or 0)
+        if identity is not None:
+            self.expires_at = identity.expires_at
         self._stream.outbox = session.outbox
         self._services.costs.watch(session.identity.org)
         return session
@@ -216,6 +221,36 @@ class Link:
             if hello.resume is None or self._services.settings.session.require_jwt_on_resume:
                 raise
             return None
+
+    def renew(self, session: Session, hello: wire.Hello) -> None:
+        """The student shows a newer token on the same connection. Not a checkpoint.
+
+        Raises:
+          BadMessage: it asks for another session.
+        """
+        if hello.resume is not None:
+            raise BadMessage("hello was said already: this connection has its session")
+        self._nursery.start_soon(self._renew, session, hello)
+
+    async def _renew(self, session: Session, hello: wire.Hello) -> None:
+        """Answers only if the token is refused; then the one before holds as long as it did."""
+        try:
+            identity = await self._services.authority.identify(hello.token)
+            who = session.identity
+            if (identity.user, identity.org) != (who.user, who.org):
+                raise Unauthenticated("this token is somebody else's")
+        except Unauthenticated as error:
+            session.bad_messages += 1
+            session.outbox.send(error_message(error))
+        else:
+            self.expires_at = identity.expires_at
+
+    def expire(self) -> None:
+        """The token has run out. With a newer one the session goes on. Not a checkpoint."""
+        self._stream.outbox.send(
+            error_message(Unauthenticated("your token has expired: say hello with a new one"))
+        )
+        self.leave(1008, "the token has expired")
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Workers write to each other through their mailboxes (mail.py).
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol, final
@@ -94,6 +95,7 @@ class Sessions:
         self._nursery = nursery
         self._server = settings.server
         self._settings = settings.session
+        self._leeway_s = settings.auth.leeway_s
         self._worker = services.worker
         self.keeper = Keeper(records, self._worker, on_lost=self._lost)
         self._by_id: dict[str, Session] = {}
@@ -510,6 +512,9 @@ class Sessions:
                     self._nursery.start_soon(self._say_present, session)
                 link = session.link
                 if link is None:
+                    continue
+                if time.time() > link.expires_at + self._leeway_s:
+                    link.expire()
                     continue
                 if now - session.kept_at > REFRESH_S:
                     self.touch(session)

@@ -498,7 +498,8 @@ class Session:
             case wire.Submit():
                 self._start_submission(message)
             case wire.Hello():
-                raise BadMessage("hello was said already")
+                if self.link is not None:
+                    self.link.renew(self, message)
             case wire.Ack():
                 self.outbox.ack(message.seq)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from math import inf
 from typing import Any, cast
@@ -34,6 +35,7 @@ class Fake:
     drained: list[float] = attrs.field(factory=list)
     received_at: float = 0.0
     kept_at: float = inf
+    expires_at: float = inf
     turns_running: int = 1
 
     org: str = "school"
@@ -60,6 +62,9 @@ class Fake:
 
     def deliver(self, submission: str, answer: object) -> None:
         self.mail.append((submission, answer))
+
+    def expire(self) -> None:
+        self.ended.append("expired")
 
     def cut(self, reason: str) -> None:
         self.ended.append(reason)
@@ -119,6 +124,18 @@ async def test_the_silent_are_pinged_and_the_dead_let_go() -> None:
     assert not silent.ended
     assert dead.ended[0] == "no answer to pings"
     assert dead.pings == [30.0, 40.0]
+
+
+async def test_who_shows_no_newer_token_in_time_is_sent_away() -> None:
+    """Within half of `server.ping_s` after the token has run out, the leeway of clocks apart."""
+    sessions, (early, late) = registry("early", "late")
+    early.expires_at = time.time() - 60
+    late.expires_at = time.time() + 60
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sessions.run_pings)
+        await trio.sleep(10.1)
+        nursery.cancel_scope.cancel()
+    assert (early.ended, late.ended) == (["expired"], [])
 
 
 async def test_many_pings_let_feedback_through() -> None:

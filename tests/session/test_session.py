@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import attrs
+import jwt
 import msgspec
 import pytest
 import trio
@@ -258,6 +260,48 @@ async def test_redis_away_while_a_grade_is_awaited_is_waited_out() -> None:
         world.states["s1"] = state(world.submitted[0], "graded", grade=GRADE)
         world.away = None
         assert (await student.receive())["type"] == "grade"
+
+
+def token_of(user: str, expires_at: float) -> str:
+    claims = {"sub": user, "org": "school", "role": "student", "exp": expires_at}
+    return jwt.encode(claims, "k" * 32, algorithm="HS256")
+
+
+async def test_a_newer_token_on_the_same_connection_prolongs_it() -> None:
+    """Said without an answer; one that is no use, or somebody else's, changes nothing."""
+    world, until = World(says()), float(int(time.time()) + 7_200)
+    async with world.student() as student:
+        (session,) = world.sessions._by_id.values()
+        link = session.link
+        assert link is not None
+        first = link.expires_at
+        assert time.time() < first < until
+        for bad in ("x.y.z", token_of("ana", time.time() - 60), token_of("eve", until)):
+            await student.send(type="hello", token=bad)
+            refused = await student.receive()
+            assert (refused["type"], refused["code"]) == ("error", "unauthenticated")
+            assert link.expires_at == first
+        await student.send(type="hello", token=token_of("ana", until), resume="x")
+        assert (await student.receive())["code"] == "bad_message"
+        await student.send(type="hello", token=token_of("ana", until))
+        await student.ask("r1")
+        assert {m["type"] for m in await student.until("done")} == {"started", "done"}
+        assert link.expires_at == until
+
+
+async def test_an_expired_token_ends_the_connection_and_not_the_session() -> None:
+    world = World(says("late"), session=config.Session(detached_s=60))
+    async with world.at_home():
+        async with world.student() as student:
+            (session,) = world.sessions._by_id.values()
+            assert session.link is not None
+            session.link.expire()
+            told, code = await student.until_closed()
+            assert [m.get("code") for m in told] == ["unauthenticated"]
+            assert code == 1008
+        async with world.connected() as again:
+            await again.hello(resume=student.welcome["resume"], last_seq=student.seq)
+            assert again.welcome["session"] == session.id
 
 
 async def test_a_grade_is_told_in_every_session_of_its_author_once() -> None:
@@ -529,7 +573,7 @@ async def test_a_student_who_leaves_before_the_grade_was_not_graded() -> None:
         ('"hello"', "bad_message"),
         ("", "bad_message"),
         ('{"type": "shout"}', "bad_message"),
-        ('{"type": "hello", "token": "x"}', "bad_message"),
+        ('{"type": "hello", "token": "x"}', "unauthenticated"),
         ('{"type": "draft", "draft": "d{x}", "rev": 1, "text": "t"}', "bad_message"),
         ('{"type": "ack", "seq": 1, "x": %s}' % ("[" * 20_000 + "]" * 20_000), "bad_message"),
         ('{"type": "edit", "draft": "d", "rev": 1, "splices": [[5, 1, "x"]]}', "bad_message"),
