@@ -16,7 +16,7 @@ from ..ops import health
 
 WORKER_BYTES: Final = 90 * 1024 * 1024
 """A worker that does nothing."""
-SESSION_BYTES: Final = 24 * 1024
+SESSION_BYTES: Final = 37 * 1024
 """An idle session, its WebSocket included."""
 DRAFT_BYTES: Final = 48 * 1024
 """A draft, what is under way for it, and what may wait for a phone."""

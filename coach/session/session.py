@@ -133,7 +133,7 @@ class Session:
         # by request; ended ones stay until their task is done
         self._history: deque[wire.FeedbackCopy] = deque(maxlen=HISTORY_TURNS)
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
-        self._told: deque[str] = deque(maxlen=TOLD_MAX)  # submissions whose end was told
+        self._told: dict[str, None] = {}  # submissions whose end was told, the oldest first
         self._unheard: list[str] = []  # those of which the student was away
         self._interest = Interest(identity.org)  # of a student who is there: see `detach`
         self._draining = False
@@ -759,7 +759,9 @@ class Session:
             self._tell_end(submission, answer)
 
     def _tell_end(self, submission: str, answer: wire.Grade | wire.Error) -> None:
-        self._told.append(submission)
+        self._told[submission] = None
+        if len(self._told) > TOLD_MAX:
+            del self._told[next(iter(self._told))]
         self.outbox.send(answer)
         if self.link is None:
             self._unheard.append(submission)

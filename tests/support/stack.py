@@ -7,7 +7,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -327,7 +327,11 @@ def connections_of(pid: int, port: int) -> int:
         )
         if local.endswith(f":{port:04X}") and state == "01"
     }
-    return sum(str(fd.readlink()) in established for fd in Path(f"/proc/{pid}/fd").iterdir())
+    count = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += str(fd.readlink()) in established
+    return count
 
 
 def family_of(pid: int) -> set[int]:
