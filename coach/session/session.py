@@ -64,6 +64,8 @@ SUBMISSIONS_MAX: Final = 8
 HISTORY_TURNS: Final = 3
 RESTARTS: Final = 1012
 """Close code of a server that goes away."""
+PLACE_S: Final = 1.5
+"""Between two looks at the place of an essay that no grader has yet."""
 GRADE_POLL_S: Final = 10.0
 """How long a session trusts its mailbox before it asks the queue itself."""
 ADOPTED_POLL_S: Final = 1.0
@@ -713,15 +715,19 @@ class Session:
     async def _await_answer(
         self, submission: str, pending: _Pending, *, poll_s: float
     ) -> wire.Grade | wire.Error:
-        """Wait for the mail; ask the queue now and then, should the mail be lost.
+        """Wait for the mail; say the essay's place in the queue while it has one.
 
-        Redis may be away meanwhile: the submission is on its disk.
+        The queue is asked now and then, should the mail be lost. Redis may be away meanwhile: the
+        submission is on its disk.
         """
+        place: int | None = None
+        wait_s = min(poll_s, PLACE_S)
         while True:
-            with trio.move_on_after(poll_s):
+            with trio.move_on_after(wait_s):
                 await pending.come.wait()
             if pending.answer is not None:
                 return pending.answer
+            wait_s = poll_s
             try:
                 state = await self._services.queue.get(self.identity.org, submission)
             except RedisError as error:
@@ -732,6 +738,15 @@ class Session:
             answer = _answer(state)
             if answer is not None:
                 return answer
+            if state.place is not None:
+                wait_s = min(poll_s, PLACE_S)
+            if state.place != place:
+                place = state.place
+                self.outbox.send(
+                    wire.Grading(submission=submission)
+                    if place is None
+                    else wire.Queued(submission=submission, position=place)
+                )
 
     def deliver(self, submission: str, answer: wire.Grade | wire.Error | wire.Grading) -> None:
         """Take in the answer to a submission of this session, or news of it. Not a checkpoint."""

@@ -159,7 +159,8 @@ class Queued(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     """In the waiting line: `position` 1 is next. Sent again only when it changes."""
 
     position: int
-    eta_ms: int
+    eta_ms: int | None = None
+    """Of requests."""
     request: str | None = None
     submission: str | None = None
 

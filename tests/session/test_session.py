@@ -26,7 +26,7 @@ from coach.grading import Failure, Submission
 from coach.ops import metrics
 from coach.providers import Completion, Prompt, Sink, Usage
 from coach.session import wire
-from coach.session.session import GRADE_POLL_S, SUBMISSIONS_MAX, TURNS_MAX
+from coach.session.session import GRADE_POLL_S, PLACE_S, SUBMISSIONS_MAX, TURNS_MAX
 from coach.store import NotSent
 from tests.support.cancels import cancel_at_step
 from tests.support.costs import exhaust
@@ -234,6 +234,29 @@ async def test_a_lost_mail_is_made_up_for_by_asking_the_queue() -> None:
         answer = await student.receive()
         assert (answer["type"], answer["score"], answer["feedback"]) == ("grade", 71, "Shorten it.")
         assert trio.current_time() - began <= 10.0
+
+
+async def test_an_essay_in_line_is_told_its_place_until_a_grader_has_it() -> None:
+    """When it has changed; who is graded soon hears of no place."""
+    world = World(says())
+    async with world.student() as student:
+        await student.submit()
+        assert (await student.receive())["type"] == "grading"
+        waits = state(world.submitted[0])
+        for place in (3, 3, 1):
+            world.states["s1"] = attrs.evolve(waits, place=place)
+            await trio.sleep(PLACE_S)
+        world.states["s1"] = attrs.evolve(waits, status="grading")
+        await trio.sleep(PLACE_S)
+        deliver(world, grade())
+        told = await student.until("grade")
+        assert [(m["type"], m.get("position")) for m in told] == [
+            ("queued", 3),
+            ("queued", 1),
+            ("grading", None),
+            ("grade", None),
+        ]
+        assert all("eta_ms" not in m for m in told)
 
 
 async def test_mail_that_comes_while_the_queue_is_asked_is_one_answer() -> None:
