@@ -16,35 +16,31 @@ Returns  {"kept"}
          {"known"}  there is a submission of this id, in whatever state: nothing changed
 Errors   COACH_BADARG <name>. Nothing has been written.
 ]]
-local id, lane, took_ms, ttl_s = ARGV[1], tonumber(ARGV[7]), tonumber(ARGV[11]), tonumber(ARGV[12])
-local announced = tonumber(ARGV[13])
+local id = ARGV[1]
 
 for i, name in pairs({ [1] = "id", [3] = "org", [6] = "digest", [8] = "kind", [10] = "grade" }) do
   if ARGV[i] == "" then
     return redis.error_reply("COACH_BADARG " .. name)
   end
 end
-if not is_int_in(lane, 0, LANES - 1) then
-  return redis.error_reply("COACH_BADARG lane")
-end
-if not is_int_in(took_ms, 0, 2147483648) then
-  return redis.error_reply("COACH_BADARG took_ms")
-end
-if not is_int_in(ttl_s, 1, 2147483648) then
-  return redis.error_reply("COACH_BADARG ttl_s")
-end
-if not is_int_in(announced, 0, 1) then
-  return redis.error_reply("COACH_BADARG announce")
+local arg, refusal = integers({
+  { 7, "lane", 0, LANES - 1 },
+  { 11, "took_ms", 0, 2147483648 },
+  { 12, "ttl_s", 1, 2147483648 },
+  { 13, "announce", 0, 1 },
+})
+if not arg then
+  return refusal
 end
 
 if redis.call("EXISTS", record) == 1 then
   return { "known" }
 end
 redis.call("HSET", record, "id", id, "user", ARGV[2], "org", ARGV[3], "assignment", ARGV[4],
-  "text", ARGV[5], "digest", ARGV[6], "worker", "", "session", "", "lane", lane, "kind", ARGV[8],
-  "parameters", ARGV[9], "announce", announced, "submitted_ms", int(now_ms - took_ms), "status", "graded",
+  "text", ARGV[5], "digest", ARGV[6], "worker", "", "session", "", "lane", arg.lane, "kind", ARGV[8],
+  "parameters", ARGV[9], "announce", arg.announce, "submitted_ms", int(now_ms - arg.took_ms), "status", "graded",
   "grade", ARGV[10], "ended_ms", int(now_ms))
-redis.call("EXPIRE", record, ttl_s)
-index_essay(id, ARGV[8], ttl_s)
+redis.call("EXPIRE", record, arg.ttl_s)
+index_essay(id, ARGV[8], arg.ttl_s)
 announce("graded", 0, id)
 return { "kept" }
