@@ -146,6 +146,8 @@ class Auth(Section, frozen=True, kw_only=True):
     """What its `iss` must be; absent: anything."""
     token_s: Seconds = 86_400.0
     """Life of the tokens that coach itself makes."""
+    renew_s: Annotated[float, Meta(ge=0)] = 2_592_000.0
+    """`open`: how long after its end a token still gets its student a new one."""
     leeway_s: Annotated[float, Meta(ge=0)] = 5.0
 
 

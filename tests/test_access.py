@@ -34,6 +34,7 @@ ACCESS: Final = {
     ("GET", "/metrics"): ANYBODY,
     ("POST", "/api/token"): ANYBODY,  # in open mode; refused in the other, see test_app
     ("GET", "/api/assignments"): ANYBODY,
+    ("GET", "/api/rubric"): ANYBODY,
     ("GET", "/api/submissions/<submission>"): WITH_TOKEN,  # and only the own ones: see test_app
     ("POST", "/api/regrade"): EDUCATORS,
     ("GET", "/api/regrade/<job>"): EDUCATORS,  # and only of their org: see test_app

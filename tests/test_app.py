@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 import hypercorn.trio
+import jwt
 import msgspec
 import pytest
 import trio
@@ -317,6 +318,39 @@ async def test_operators_see_the_queue_and_nobody_else(tmp_path: Path) -> None:
     ):
         assert f"\n{sample}\n" in text, sample
     assert 'coach_queue_oldest_seconds{lane="submission"} 0.0' not in text
+
+
+async def test_a_student_of_open_mode_stays_the_same_with_a_newer_token(tmp_path: Path) -> None:
+    """For a while after the old one has ended; nobody else's token makes one a student."""
+    now = int(time.time())
+    auth = config.Auth(secret="s" * 32, renew_s=3_600)
+    async with opened(tmp_path, auth=auth) as served:
+
+        async def renewed(role: str, ended_s: int) -> str:
+            claims = {"sub": "ana", "org": "school", "role": role, "exp": now - ended_s}
+            token = jwt.encode(claims, "s" * 32, algorithm="HS256")
+            headers = {"Authorization": f"Bearer {token}"}
+            given = await (await app.test_client().post("/api/token", headers=headers)).get_json()
+            identity = served.parts.services.authority.verify(given["token"])
+            assert (identity.user, identity.role) == (given["user"], "student")
+            assert identity.expires_at > now + 3_600
+            return f"{identity.org}/{identity.user}"
+
+        assert await renewed("student", -60) == "school/ana"
+        assert await renewed("student", 3_000) == "school/ana"
+        assert (await renewed("student", 4_000)).startswith("demo/student-")
+        assert (await renewed("operator", -60)).startswith("demo/student-")
+
+
+async def test_the_rubric_is_there_for_those_who_are_graded_by_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as served:
+        status, told = await answer("/api/rubric")
+        known = served.parts.backend.rubric
+    assert (status, told["title"]) == (200, known.title)
+    assert [(each["label"], each["weight"]) for each in told["criteria"]] == [
+        (each.label, each.weight) for each in known.criteria
+    ]
+    assert told["criteria"][0]["bands"] == list(known.criteria[0].bands)
 
 
 async def test_assignments_are_those_of_the_rubric(tmp_path: Path) -> None:

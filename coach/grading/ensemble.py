@@ -78,6 +78,7 @@ def combine(
         judges=len(names),
         degraded=bool(reason),
         degraded_reason=reason,
+        bands_apart=spread if len(names) > 1 else None,
         review=spread > SPREAD_MAX,
         feedback=answers[speaker].improve_first,
         usage=usage,

@@ -334,6 +334,7 @@ class _Grader:
                 "score": grade.score,
                 "criteria": grade.criteria,
                 "judges": grade.judges,
+                "bands_apart": grade.bands_apart,
                 "degraded": grade.degraded,
                 "degraded_reason": grade.degraded_reason,
                 "feedback": grade.feedback,

@@ -84,6 +84,9 @@ class Grade:
     """Fewer judges answered than were asked, or with less variety among them."""
     degraded_reason: str = ""
     """Why, in words for anybody."""
+    bands_apart: int | None = None
+    """Of the lowest and the highest judge, in the criterion in which they differ most; None: one
+    judge alone, or a grade of before this was kept."""
     review: bool = False
     """A person should look: the judges lie far apart, or it is one of the sample."""
     feedback: str

@@ -237,6 +237,8 @@ class Grade(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     score: int
     criteria: tuple[CriterionScore, ...]
     judges: int
+    bands_apart: int | None = None
+    """Of the judges, in the criterion in which they differ most; None: it was one alone."""
     degraded: bool = False
     degraded_reason: str = ""
     feedback: str = ""

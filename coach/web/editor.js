@@ -36,6 +36,26 @@ function isLowSurrogate(text, at) {
   return unit >= 0xdc00 && unit <= 0xdfff;
 }
 
+/**
+ * Make of `mine` what it is with another page's change as well, of `before` to `theirs`. Whoever of
+ * the two merges comes to the same text. Where both have written at the same place both wordings
+ * stay, one behind the other: nobody's words are lost.
+ */
+export function merged(before, mine, theirs) {
+  const [ours, others] = [splice(before, mine), splice(before, theirs)];
+  if (!others) return mine;
+  if (!ours || mine === theirs) return theirs;
+  const [first, second] = [ours, others].sort(byPlace);
+  const [firstEnd, secondEnd] = [first, second].map(([at, deleted]) => at + deleted);
+  const between = firstEnd <= second[0] ? before.slice(firstEnd, second[0]) : "";
+  const end = Math.max(firstEnd, secondEnd);
+  return before.slice(0, first[0]) + first[2] + between + second[2] + before.slice(end);
+}
+
+function byPlace([at, deleted, inserted], [otherAt, otherDeleted, otherInserted]) {
+  return at - otherAt || deleted - otherDeleted || (inserted < otherInserted ? -1 : 1);
+}
+
 const WORD = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}]|[\p{L}\p{N}][\p{L}\p{N}\p{M}'’-]*/gu;
 
 let counted = { text: "", words: 0 }; // the last text: several ask about it

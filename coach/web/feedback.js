@@ -200,10 +200,12 @@ export class Notes {
     const quote = document.createElement("button");
     quote.type = "button";
     quote.className = "quote";
+    quote.dir = "auto";
     quote.title = "Show it in the text";
     quote.addEventListener("click", () => this.#choose(item));
     const comment = document.createElement("p");
     comment.className = "comment";
+    comment.dir = "auto";
     item.append(criterion, quote, comment);
     this.#list.append(item);
     return item;

@@ -5,6 +5,8 @@ import { inkOf } from "./feedback.js";
 import { counted, when } from "./words.js";
 
 const SAFE = "Your essay has arrived and is safe. You may close this page: the grade will be here.";
+const APART_MAX = 2; // bands; beyond them a person is asked to look
+const DEGRADED = "Not every judge could answer: this is a grade to be less sure of.";
 
 /**
  * Say how far the essay has come.
@@ -41,13 +43,13 @@ export function showGrade(element, grade, text, handedInAt, onEvidence) {
   const criteria = make("ul", "criteria");
   criteria.append(...grade.criteria.map((criterion) => row(criterion, text, onEvidence)));
   element.replaceChildren(score);
+  const agreement = agreementInWords(grade);
+  if (agreement) element.append(make("p", "agreement", agreement));
   if (grade.interval) {
     element.append(make("p", "interval", intervalInWords(grade)));
   }
   if (grade.degraded) {
-    element.append(
-      make("p", "degraded", "Not every judge could answer: this is a grade to be less sure of."),
-    );
+    element.append(make("p", "degraded", DEGRADED));
   }
   element.append(criteria);
   if (grade.feedback) {
@@ -68,7 +70,20 @@ export function showGrade(element, grade, text, handedInAt, onEvidence) {
 /** The grade in one sentence, for those who hear the page. */
 export function gradeInWords(grade) {
   const bands = grade.criteria.map(({ label, band, band_max: max }) => `${label} ${band} of ${max}`);
-  return `Graded: ${grade.score} of 100. ${bands.join(", ")}.`;
+  const parts = [`Graded: ${grade.score} of 100.`, `${bands.join(", ")}.`, agreementInWords(grade)];
+  if (grade.degraded) parts.push(DEGRADED);
+  return parts.filter(Boolean).join(" ");
+}
+
+/** How far the judges agree; nothing where it was one alone. */
+function agreementInWords({ judges, bands_apart: apart }) {
+  if (apart === undefined) return "";
+  if (apart === 0) {
+    return `${judges === 2 ? "Both" : `All ${judges}`} judges agree on every criterion.`;
+  }
+  if (apart === 1) return "The judges are never more than one band apart.";
+  const rough = apart > APART_MAX ? ": take the score as a rough one" : "";
+  return `The judges are up to ${apart} bands apart${rough}.`;
 }
 
 /** How sure the score is, in words that promise no more than was measured. */
@@ -86,10 +101,13 @@ function row({ label, name, band, band_max: max, evidence, reason }, text, onEvi
   bar.setAttribute("aria-label", `band ${band} of ${max}`);
   for (let step = 1; step <= max; step += 1) bar.append(make("i", step <= band ? "on" : ""));
   head.append(make("h3", "criterion", label), bar);
-  item.append(head, make("p", "reason", reason));
+  const why = make("p", "reason", reason);
+  why.dir = "auto";
+  item.append(head, why);
   if (evidence) {
     const quote = make("button", "quote", evidence);
     quote.type = "button";
+    quote.dir = "auto";
     quote.title = "Show it in the text";
     quote.disabled = !locate(evidence, text);
     quote.addEventListener("click", () => onEvidence(evidence));

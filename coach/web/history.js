@@ -63,6 +63,7 @@ export class History {
   #note({ criterion, quote, comment }) {
     const item = document.createElement("li");
     item.dataset.ink = inkOf(criterion);
+    item.dir = "auto";
     const name = document.createElement("span");
     name.className = "criterion";
     name.textContent = criterion || "Note";
@@ -71,6 +72,7 @@ export class History {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "quote";
+      button.dir = "auto";
       button.title = "Show it in the text";
       button.textContent = quote;
       button.disabled = !locate(quote, this.#text());

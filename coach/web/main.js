@@ -1,13 +1,17 @@
 // The writer's page: puts the text, the link to coach, the margin and the grade together.
 
 import { Announcer } from "./announce.js";
-import { countWords, DraftSync, isMeaningful, locate, Underlines, wellFormed } from "./editor.js";
+import {
+  countWords, DraftSync, isMeaningful, locate, merged, splice, Underlines, wellFormed,
+} from "./editor.js";
 import { Notes } from "./feedback.js";
 import { History } from "./history.js";
 import { Link } from "./protocol.js";
+import { Rubric } from "./rubric.js";
 import { freshId, keep, recall, watch } from "./storage.js";
 import { Submission } from "./submission.js";
-import { counted, eta, LINK_WORDS, whyNoFeedback } from "./words.js";
+import { isSure } from "./sure.js";
+import { counted, eta, LINK_WORDS, listed, shortened, whyNoFeedback } from "./words.js";
 
 const PAUSE_MS = 2_000;
 const EDIT_MS = 300;
@@ -20,6 +24,7 @@ const RETRY_MS = 5_000;
 const INTERRUPTED_MS = 1_000;
 const RETRY_MS_MAX = 120_000;
 const SHOW_MS = 2_500;
+const BEGINNING_UNITS = 120; // of an essay, when it is asked back whether that is the one
 const RETRIED = new Set([
   "rate_limited", "overloaded", "provider_unavailable", "interrupted", "internal",
 ]);
@@ -39,19 +44,23 @@ const page = {
   trouble: at("trouble"), grade: at("grade"), notes: at("notes"), hint: at("hint"),
   words: at("words"), wordsUnit: at("words-unit"), kept: at("kept"), toNotes: at("to-notes"),
   peek: at("peek"), ask: at("ask"), askLabel: at("ask-label"), handIn: at("hand-in"),
+  sure: at("sure"), sureWhat: at("sure-what"), sureText: at("sure-text"), sureHow: at("sure-how"),
 };
 
 let assignments = ASSIGNMENTS;
 let assignment = ""; // the id of the chosen one
 let online = false;
 let unkept = false; // the text has changed since it was last kept on this device
-let turn = null; // the running request: {id, text, read, heard}
-// its answer so far, what it reads, and whether the server is known to have it
+let turn = null; // the running request: {id, text, read, heard, told}
+// its answer so far, what it reads, whether the server is known to have it, and whether the
+// student was told why it takes longer, which stands there until the first words come
 let lastRead = ""; // the draft as the last request saw it
 let askedAt = 0;
 let askNotBefore = 0; // what the server has asked us to wait for
 let failures = 0; // turns failed in a row
 let composing = false; // an input method is at work: half a character is no edit
+let isElsewhere = false; // another tab writes on this draft, too
+let heldBack = []; // what another tab kept meanwhile: the text must not change beneath it
 let shown = null; // [start, end): words the student asked to see
 const timers = {};
 
@@ -60,6 +69,7 @@ const underlines = new Underlines(page.underlines);
 const sync = new DraftSync((message) => link.send(message));
 const announcer = new Announcer(at("announce"));
 const notes = new Notes(page.notes, announcer, showInText);
+const rubric = new Rubric(at("rubric"));
 const earlier = new History(at("earlier"), () => page.draft.value, showQuoteInText);
 const submission = new Submission(
   { grade: page.grade, trouble, onEvidence: showQuoteInText, onGrade: revealGrade },
@@ -74,7 +84,7 @@ function showLink(state) {
   page.link.dataset.state = state;
   if (page.linkText.textContent !== LINK_WORDS[state]) page.linkText.textContent = LINK_WORDS[state];
   if (!online) trouble(""); // the link's own state says it all
-  if (!online && turn) say("waiting for the connection…", "waiting…");
+  if (!online && turn) say("waiting for the connection…", "waiting…"); // the link is read out
   refresh();
 }
 
@@ -102,7 +112,7 @@ function takeUp({ feedback, running }) {
 
 function askAgain(wasHeard) {
   ask();
-  if (wasHeard) say("interrupted, asking again…");
+  if (wasHeard && turn) tell("interrupted, asking again…");
 }
 
 function receive(message) {
@@ -124,12 +134,12 @@ function receiveAboutTurn(message) {
       sayQueued(message);
       break;
     case "started":
-      say("reading…");
+      if (!turn.told) say("reading…");
       break;
     case "restarted":
       turn.text = "";
       notes.age();
-      say(message.reason === "resumed" ? "catching up…" : "switched to another model…");
+      tell(message.reason === "resumed" ? "catching up…" : "switched to another model…");
       break;
     case "delta":
       if (turn.text === "") say("writing…");
@@ -148,7 +158,7 @@ function receiveAboutTurn(message) {
 
 function receiveError(message) {
   if (message.code === "conflict") sync.resend(page.draft.value);
-  else trouble(whyNoFeedback(message, 0));
+  else if (message.code !== "unauthenticated") trouble(whyNoFeedback(message, 0)); // a close follows
 }
 
 // -- feedback --------------------------------------------------------------------------------
@@ -165,7 +175,7 @@ function ask() {
   clearTimeout(timers.ask);
   if (!online || !text.trim()) return;
   sync.flush(text);
-  turn = { id: freshId("f"), text: "", read: text, heard: false };
+  turn = { id: freshId("f"), text: "", read: text, heard: false, told: false };
   lastRead = text;
   askedAt = Date.now();
   link.send({ type: "feedback", request: turn.id, draft: sync.draft, assignment });
@@ -241,14 +251,27 @@ function retryAfter(message) {
 
 // -- handing in ------------------------------------------------------------------------------
 
-function handIn() {
+async function handIn() {
   const text = wellFormed(page.draft.value);
-  if (!online || submission.pending || !text.trim()) return;
+  if (!online || submission.pending || !text.trim() || page.sure.open) return;
   clearTimeout(timers.ask);
-  if (!submission.handIn(assignment, text)) return;
+  showWhatIsHandedIn(text);
+  if (!(await isSure(page.sure)) || submission.pending || !submission.handIn(assignment, text)) {
+    consider();
+    return;
+  }
   refresh();
   page.grade.focus({ preventScroll: true }); // the button is disabled now and holds no focus
   showMargin();
+}
+
+function showWhatIsHandedIn(text) {
+  const { title } = assignments.find(({ id }) => id === assignment);
+  write(page.sureWhat, `“${title}”, ${counted(countWords(text), "word")}, as it stands now:`);
+  write(page.sureText, shortened(text.trim(), BEGINNING_UNITS));
+  const on = rubric.labels.length > 0 ? `It will be graded on ${listed(rubric.labels)}. ` : "";
+  const again = submission.graded ? "The new grade takes the place of the one you have." : "";
+  write(page.sureHow, `${on}${again || "You can write on afterwards, and hand in again."}`);
 }
 
 /** A grade has come; it is longer than what stood there. */
@@ -298,17 +321,38 @@ function keepText() {
   timers.keep = 0;
   if (!unkept) return;
   unkept = !keep(`draft.${assignment}`, page.draft.value);
-  page.kept.textContent = unkept ? "not kept on this device" : "kept";
+  showKept();
 }
 
-/** Another tab has written on the same draft: go on from there, unless it is edited here too. */
-function takeOver(name) {
-  if (name !== `draft.${assignment}` || unkept) return;
-  page.draft.value = recall(name, "");
-  notes.follow(page.draft.value);
-  redrawUnderlines();
-  sync.flush(page.draft.value);
-  refresh();
+function showKept() {
+  page.kept.textContent = unkept ? "not kept on this device" : isElsewhere ? "kept for both tabs" : "kept";
+}
+
+/** Another tab has kept something: of this draft, whose text is then both tabs', or of an essay. */
+function takeOver(name, before, now) {
+  if (submission.takeOver(name, before, now, assignment)) {
+    refresh();
+    return;
+  }
+  if (name !== `draft.${assignment}` || now === null) return;
+  if (composing) {
+    heldBack.push([name, before, now]);
+    return;
+  }
+  const text = merged(before ?? "", page.draft.value, now);
+  const change = splice(page.draft.value, text);
+  if (change) {
+    const [start, deleted, inserted] = change;
+    page.draft.setRangeText(inserted, start, start + deleted, "preserve"); // the caret stays
+    notes.follow(text);
+    redrawUnderlines();
+    if (!timers.edit) later("edit", EDIT_MS, sendEdit);
+    refresh();
+  }
+  isElsewhere = true;
+  unkept = text !== now;
+  if (!unkept) showKept();
+  else if (!timers.keep) later("keep", KEEP_MS, keepText);
 }
 
 function redrawUnderlines() {
@@ -364,6 +408,7 @@ function chooseAssignment() {
 function take(id) {
   const chosen = assignments.find((offered) => offered.id === id) ?? assignments[0];
   assignment = page.assignment.value = chosen.id;
+  isElsewhere = false;
   keep("assignment", assignment);
   page.task.textContent = chosen.task;
   page.draft.value = recall(`draft.${assignment}`, "");
@@ -440,6 +485,13 @@ function say(words, brief = words) {
   page.turn.classList.toggle("busy", words !== "");
 }
 
+/** Say it, and have it read out. */
+function tell(words) {
+  say(words);
+  turn.told = true;
+  announcer.say(`${words[0].toUpperCase()}${words.slice(1)}`, "turn");
+}
+
 function sayQueued({ position, eta_ms: ms }) {
   const duration = eta(ms);
   say(`queued, position ${position}${duration && ` · ${duration}`}`, `position ${position}`);
@@ -479,6 +531,7 @@ function listen() {
   page.draft.addEventListener("compositionend", () => {
     composing = false;
     typed();
+    for (const kept of heldBack.splice(0)) takeOver(...kept);
   });
   page.draft.addEventListener("blur", () => {
     page.peek.hidden = true;
@@ -510,6 +563,7 @@ function begin() {
   }
   link.open();
   loadAssignments();
+  rubric.load();
 }
 
 begin();

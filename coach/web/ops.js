@@ -1,6 +1,6 @@
 // The bridge: what a host of coach is doing, live and for the last hour, and what can be done.
 
-import { ask, askAtTheDoor, at, isSure, link, make, openDoor, say, write } from "./staff.js";
+import { ask, askAtTheDoor, at, isWanted, link, make, openDoor, say, write } from "./staff.js";
 
 const RETRY_MS = 2_000;
 const SAMPLES_MAX = 720;
@@ -331,7 +331,7 @@ function showCharts() {
 
 /** Ask back, do it, say what came of it, and show what has changed. */
 async function act(question, action) {
-  if (!(await isSure(question))) return;
+  if (!(await isWanted(question))) return;
   try {
     const response = await ask("/api/ops/actions", { method: "POST", body: JSON.stringify(action) });
     const answer = await response.json();

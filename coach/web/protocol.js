@@ -15,6 +15,8 @@ const TOKEN_MS_MAX = 10_000;
 const ANSWER_MS_MAX = 15_000;
 const ANSWERED = new Set(["feedback", "submit"]);
 const TOKEN_MARGIN_S = 60;
+const RENEW_MS_MIN = 10_000; // between two tries to get a newer token
+const RENEW_MS_MAX = 86_400_000; // timers of a month and more fire at once
 
 class Refused extends Error {}
 
@@ -29,6 +31,7 @@ export class Link {
   #attempts = 0;
   #timer = 0;
   #patience = 0; // runs while the server owes an answer: a dead network says nothing
+  #renewal = 0; // runs until the token is to be replaced by a newer one
   #wasOnline = false;
   #connecting = false;
   #busy = false; // coach has said so since the last welcome
@@ -55,6 +58,7 @@ export class Link {
 
   /** Begin to connect; from then on the link looks after itself. */
   open() {
+    takeToken();
     this.#connect();
   }
 
@@ -122,7 +126,7 @@ export class Link {
       return;
     }
     if (!this.#welcomed) {
-      if (message.code === "unauthenticated") keep("student", null);
+      if (message.code === "unauthenticated") keep("student", { ...recall("student"), expires_at: 0 });
       if (message.code === "bad_message") this.#resume = null;
       this.#busy = message.code === "overloaded";
       return; // a close follows
@@ -154,12 +158,38 @@ export class Link {
     this.#welcomed = this.#wasOnline = true;
     this.#attempts = 0;
     this.#busy = false;
+    this.#renewInTime();
     this.listener.onState("online");
     if (this.#replayed === 0) this.listener.onWelcome(resumed, resumed ? snapshot : null);
   }
 
+  // A connection ends with its token, unless a newer one of the same student is said before.
+  #renewInTime() {
+    clearTimeout(this.#renewal);
+    const left = (recall("student")?.expires_at - TOKEN_MARGIN_S) * 1_000 - Date.now();
+    if (Number.isNaN(left)) return;
+    const wait = Math.max(RENEW_MS_MIN, Math.min(left - TOKEN_MARGIN_S * 1_000, RENEW_MS_MAX));
+    this.#renewal = setTimeout(() => this.#renew(), wait);
+  }
+
+  async #renew() {
+    if (!this.#welcomed) return; // the next connection brings one
+    const kept = recall("student");
+    const socket = this.#socket;
+    try {
+      const student = isFresh(kept, 2 * TOKEN_MARGIN_S) ? kept : await newToken(kept);
+      if (student.user === kept?.user && socket === this.#socket) {
+        this.send({ type: "hello", token: student.token });
+      }
+    } catch {
+      // again in a while; at the worst the connection ends, and comes back
+    }
+    if (socket === this.#socket) this.#renewInTime();
+  }
+
   #lost() {
     clearTimeout(this.#patience);
+    clearTimeout(this.#renewal);
     this.#welcomed = false;
     this.#socket = null;
     this.#retry();
@@ -211,17 +241,39 @@ function bytesAtMost(text, max) {
   return text.length * 3 <= max || new TextEncoder().encode(text).length <= max;
 }
 
-/** The token kept on this device while it is valid, else a new student's. */
+/** Students may bring a token in the address, after #token=, where no server's log can see it. */
+function takeToken() {
+  const token = new URLSearchParams(location.hash.replace(/^#/, "")).get("token");
+  if (!token) return;
+  history.replaceState(null, "", location.pathname);
+  try {
+    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    keep("student", { token, user: claims.sub, expires_at: claims.exp });
+  } catch {
+    // it is none
+  }
+}
+
+/** The token kept on this device while it is valid, else a newer one, or a new student's. */
 async function studentToken() {
   const kept = recall("student");
-  if (kept && kept.expires_at - TOKEN_MARGIN_S > Date.now() / 1000) return kept.token;
+  return isFresh(kept, TOKEN_MARGIN_S) ? kept.token : (await newToken(kept)).token;
+}
+
+function isFresh(student, marginS) {
+  return student !== null && student.expires_at - marginS > Date.now() / 1_000;
+}
+
+/** A token from coach, of the same student as before where that is still known. */
+async function newToken(kept) {
   const response = await fetch("/api/token", {
     method: "POST",
+    headers: kept ? { Authorization: `Bearer ${kept.token}` } : {},
     signal: AbortSignal.timeout?.(TOKEN_MS_MAX),
   });
   if (response.status === 403) throw new Refused();
   if (!response.ok) throw new Error(`token: ${response.status}`);
   const student = await response.json();
   keep("student", student);
-  return student.token;
+  return student;
 }

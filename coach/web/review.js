@@ -326,6 +326,7 @@ function judgesRow({ name, label, bands, weight }, columns) {
     place.title = bands[band];
     const quote = make("button", "quote", evidence);
     quote.type = "button";
+    quote.dir = "auto";
     quote.title = "Show it in the text";
     quote.disabled = !locate(evidence, essay.text);
     quote.addEventListener("click", () => showInText(evidence));

@@ -1,5 +1,7 @@
 // What the pages of the staff have in common: the door, asking, asking back, and saying.
 
+import { isSure } from "./sure.js";
+
 const SAID_MS = 6_000;
 
 export const at = (id) => document.getElementById(id);
@@ -59,14 +61,9 @@ export function ask(path, options = {}) {
 }
 
 /** Ask back; whether the answer is yes. */
-export function isSure(question) {
-  const dialog = at("confirm");
+export function isWanted(question) {
   at("confirm-what").textContent = question;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
+  return isSure(at("confirm"));
 }
 
 /** Say what came of it, for a while. */

@@ -5,11 +5,14 @@ const PREFIX = "coach.";
 /** Read a value kept earlier; `fallback` where there is none. */
 export function recall(name, fallback = null) {
   try {
-    const text = localStorage.getItem(PREFIX + name);
-    return text === null ? fallback : JSON.parse(text);
+    return read(localStorage.getItem(PREFIX + name)) ?? fallback;
   } catch {
     return fallback;
   }
+}
+
+function read(text) {
+  return text === null ? null : JSON.parse(text);
 }
 
 /** Keep a value; null forgets it. Returns whether it was kept. */
@@ -23,10 +26,19 @@ export function keep(name, value) {
   }
 }
 
-/** Hear of values that another tab keeps. */
+/**
+ * Hear of values that another tab keeps.
+ *
+ * @param {(name: string, before: any, now: any) => void} onKept null: there is or was none
+ */
 export function watch(onKept) {
-  window.addEventListener("storage", ({ key }) => {
-    if (key?.startsWith(PREFIX)) onKept(key.slice(PREFIX.length));
+  window.addEventListener("storage", ({ key, oldValue, newValue }) => {
+    if (!key?.startsWith(PREFIX)) return;
+    try {
+      onKept(key.slice(PREFIX.length), read(oldValue), read(newValue));
+    } catch (error) {
+      if (!(error instanceof SyntaxError)) throw error; // somebody else's
+    }
   });
 }
 

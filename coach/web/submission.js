@@ -63,6 +63,26 @@ export class Submission {
     return this.#link.send({ type: "submit", submission: id, assignment, text });
   }
 
+  /**
+   * Another tab has handed in, or shows a grade: so does this one, on the same `assignment`.
+   *
+   * @returns {boolean} whether it was about that
+   */
+  takeOver(name, before, now, assignment) {
+    if (name !== "submission" && name !== `grade.${assignment}`) return false;
+    if (name === "submission") {
+      if (now !== null) {
+        if (this.#pending) return true; // two essays of two tabs: each waits for its own
+        this.#pending = now;
+      } else if (this.#pending?.id === before?.id) {
+        clearTimeout(this.#timer);
+        this.#pending = null;
+      }
+    }
+    this.recall(assignment);
+    return true;
+  }
+
   /** What the server says about a submission. */
   receive(message) {
     if (message.submission !== this.#pending?.id) return;

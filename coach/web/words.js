@@ -75,6 +75,20 @@ export function counted(count, noun) {
   return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 }
 
+/** "one", "one and two", "one, two and three"; a name may have commas of its own. */
+export function listed(names) {
+  const comma = names.some((name) => name.includes(",")) ? "; " : ", ";
+  return [names.slice(0, -1).join(comma), names.at(-1)].filter(Boolean).join(" and ");
+}
+
+/** A text's beginning and its end, where it has more than twice `units` of them. */
+export function shortened(text, units) {
+  if (text.length <= 2 * units) return text;
+  const beginning = text.slice(0, units).replace(/\s+\S*$/, "");
+  const end = text.slice(-units).replace(/^\S*\s+/, "");
+  return `${beginning} … ${end}`.replace(/\p{Surrogate}/gu, ""); // halves that were cut
+}
+
 /** A moment, as one says it on the same day and later. */
 export function when(ms) {
   const moment = new Date(ms);

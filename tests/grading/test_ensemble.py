@@ -60,6 +60,7 @@ def test_one_judge_is_the_grade() -> None:
     ]
     assert only.criteria[0].evidence == "opus on content"
     assert (only.judges, only.degraded, only.review) == (1, False, False)
+    assert only.bands_apart is None
     assert (only.feedback, only.usage, only.seconds) == ("opus advises", Usage(input=7), 1.5)
 
 
@@ -68,6 +69,7 @@ def test_an_outlier_among_three_changes_nothing_but_calls_for_a_person() -> None
     wild = grade({"a": (4, 3, 1), "b": (4, 3, 1), "c": (0, 3, 1)})
     assert (wild.score, wild.criteria) == (calm.score, calm.criteria)
     assert (calm.review, wild.review) == (False, True)
+    assert (calm.bands_apart, wild.bands_apart) == (0, 4)
 
 
 def test_between_two_judges_the_score_counts_the_half_and_the_band_is_rounded_up() -> None:

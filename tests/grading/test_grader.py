@@ -352,6 +352,7 @@ async def test_at_the_deadline_a_quorum_gives_the_grade_and_says_who_was_late(
     assert 0.3 < grade.seconds < 2
     told = msgspec.json.decode(mail["payload"], type=wire.Grade)
     assert (told.degraded, told.degraded_reason) == (True, grade.degraded_reason)
+    assert told.bands_apart == grade.bands_apart == 0
     assert world.budget.open == 0
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -26,6 +27,10 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PICTURES: Final = Path(__file__).parents[2] / ".screenshots" / "tests"
+"""What the pages looked like in the last run, for people; git ignores it, CI keeps it."""
+WIDTHS: Final = {390: 844, 768: 1024, 1440: 1000}
+"""With the heights that go with them."""
 LOST_CONNECTION: Final = ("WebSocket connection to", "net::ERR_INTERNET_DISCONNECTED")
 """What Chromium itself logs when a server or the network is away."""
 needs_chromium = pytest.mark.skipif(
@@ -83,6 +88,16 @@ def open_page(url: str, **options: Any) -> Iterator[Any]:
         page.goto(url)
         page.wait_for_selector("#link[data-state=online]")
         yield page
+
+
+def picture(page: Any, name: str) -> None:
+    """Keep what `page` looks like at three widths, as `<name>-<width>.png`."""
+    before = page.viewport_size
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for width, height in WIDTHS.items():
+        page.set_viewport_size({"width": width, "height": height})
+        page.screenshot(path=PICTURES / f"{name}-{width}.png")
+    page.set_viewport_size(before)
 
 
 def until(page: Any, holds: Callable[[], object], *, within_s: float = 10.0) -> None:

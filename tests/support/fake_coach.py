@@ -12,6 +12,7 @@ import json
 import mimetypes
 import re
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,16 @@ CSP = (
     "frame-ancestors 'none'"
 )
 BYTES_MAX = 262_144
+LABELS = {
+    "content": "Content",
+    "structure": "Structure",
+    "language": "Language",
+    "spag": "Spelling, punctuation, grammar",
+}
+RUBRIC = [
+    {"name": name, "label": label, "weight": 25, "bands": ["Nothing.", "A little.", "All of it."]}
+    for name, label in LABELS.items()
+]
 Message = dict[str, Any]
 
 
@@ -55,6 +66,10 @@ class FakeCoach:
     """Of the newest connection."""
     connections: int = 0
     """How many there have been."""
+    tokens: int = 0
+    """How many were given away: t1, t2, …"""
+    token_s: float = 1e9
+    """How long each is valid."""
     _sessions: list[_Session] = attrs.field(factory=list)
 
     async def cut(self) -> None:
@@ -84,8 +99,15 @@ class FakeCoach:
             if b"upgrade: websocket" in head.lower() and not self.refuse_sockets:
                 await self._websocket(_Replay(stream, head))
             else:
-                await stream.send_all(_respond(method, path))
+                await stream.send_all(self._respond(method, path))
         await trio.aclose_forcefully(stream)
+
+    def _respond(self, method: str, path: str) -> bytes:
+        if (method, path) != ("POST", "/api/token"):
+            return _respond(path)
+        self.tokens += 1
+        given = {"token": f"t{self.tokens}", "user": "u", "expires_at": time.time() + self.token_s}
+        return _response("200 OK", "application/json", json.dumps(given).encode())
 
     async def _websocket(self, stream: _Replay) -> None:
         async with trio.open_nursery() as nursery:
@@ -108,6 +130,7 @@ class _Session:
     stream: _Replay
     nursery: trio.Nursery
     seq: int = 0
+    greeted: bool = False
     drafts: dict[str, str] = attrs.field(factory=dict)
     turns: dict[str, tuple[str, trio.CancelScope]] = attrs.field(factory=dict)  # by draft
 
@@ -126,7 +149,10 @@ class _Session:
             error = {"type": "error", "code": self.coach.refusals.pop(0), "message": "x", "seq": 1}
             await self.socket.send_message(json.dumps(error))
             await self.socket.aclose(1008)
+        elif kind == "hello" and self.greeted:
+            pass  # a newer token has no answer
         elif kind == "hello":
+            self.greeted = True
             self.coach.drafts = drafts
             limits = {"message_bytes": BYTES_MAX, "draft_chars": 100_000, "drafts": 8}
             session = f"s{self.coach.connections}"
@@ -208,12 +234,6 @@ def feedback_on(draft: str) -> str:
 def grade_of(text: str) -> Message:
     """A grade whose evidence stands in `text`."""
     quote = " ".join(text.split()[:8])
-    labels = {
-        "content": "Content",
-        "structure": "Structure",
-        "language": "Language",
-        "spag": "Spelling, punctuation, grammar",
-    }
     criteria = [
         {
             "name": name,
@@ -223,12 +243,13 @@ def grade_of(text: str) -> Message:
             "evidence": quote,
             "reason": "The idea is developed and supported, though one example stays general.",
         }
-        for index, (name, label) in enumerate(labels.items())
+        for index, (name, label) in enumerate(LABELS.items())
     ]
     return {
         "score": 67,
         "criteria": criteria,
-        "judges": 1,
+        "judges": 3,
+        "bands_apart": 1,
         "degraded": False,
         "calibration": 3,
         "interval": [58, 76],
@@ -262,12 +283,12 @@ class _Replay(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
-def _respond(method: str, path: str) -> bytes:
+def _respond(path: str) -> bytes:
     path = path.partition("?")[0]
     status, kind, body = "200 OK", "application/json", b"{}"
     file = WEB / ("index.html" if path == "/" else path.removeprefix("/static/"))
-    if (method, path) == ("POST", "/api/token"):
-        body = b'{"token":"t","user":"u","org":"demo","expires_at":4102444800}'
+    if path == "/api/rubric":
+        body = json.dumps({"title": "Essay", "criteria": RUBRIC}).encode()
     elif path == "/api/assignments":
         body = json.dumps(
             [
@@ -279,6 +300,10 @@ def _respond(method: str, path: str) -> bytes:
         kind, body = mimetypes.guess_type(file.name)[0] or "text/plain", file.read_bytes()
     elif path != "/healthz":
         status = "404 Not Found"
+    return _response(status, kind, body)
+
+
+def _response(status: str, kind: str, body: bytes) -> bytes:
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         f"Content-Security-Policy: {CSP}\r\nConnection: close\r\n\r\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import browse, needs_chromium, open_page
+from tests.support.browser import browse, needs_chromium, open_page, picture
 from tests.support.fake_coach import FakeCoach, open_fake_coach
 
 from .test_page import BRISK, ESSAY, PHONE, hand_in, write_and_be_read
@@ -31,7 +31,8 @@ def violations(page: Any) -> list[str]:
 
 @pytest.mark.parametrize(("device", "scheme"), [("desk", "light"), ("phone", "dark")])
 async def test_no_state_of_the_page_shuts_anybody_out(device: str, scheme: str) -> None:
-    """Empty; read; a note without its words; what was said before; handed in; in trouble."""
+    """Empty; read; a note without its words; what was said before, and how it is graded; asked back
+    before handing in; graded."""
     found: dict[str, list[str]] = {}
 
     def act(url: str) -> None:
@@ -47,12 +48,21 @@ async def test_no_state_of_the_page_shuts_anybody_out(device: str, scheme: str) 
             page.locator("#draft").fill(ESSAY[400:])
             found["gone"] = violations(page)
             write_and_be_read(page, ESSAY)
+            page.evaluate("() => scrollTo(0, 0)")
+            picture(page, f"desk-read-{scheme}")
             page.click("#earlier summary")
+            page.click("#rubric summary")
+            page.click("#rubric details summary")
             found["earlier"] = violations(page)
+            page.click("#hand-in")
+            found["asked back"] = violations(page)
+            picture(page, f"desk-sure-{scheme}")
+            page.click("#sure button[value=no]")
             hand_in(page)
             found["graded"] = violations(page)
+            picture(page, f"desk-graded-{scheme}")
 
     async with open_fake_coach(FakeCoach(**BRISK)) as coach:
         await browse(act, coach.url)
-    assert len(found) == 6
+    assert len(found) == 7
     assert {state: broken for state, broken in found.items() if broken} == {}

@@ -60,6 +60,7 @@ def hand_in_and_be_graded(page: Any) -> None:
     """Score, criteria and evidence that stands in the text."""
     page.locator("#draft").fill(ESSAY)
     page.click("#hand-in")
+    page.click("#sure button[value=yes]")
     page.wait_for_selector(".score")
     assert 0 <= int(page.locator(".score strong").inner_text()) <= 100
     rows = page.locator(".criterion-row")

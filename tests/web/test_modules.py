@@ -78,6 +78,30 @@ async def test_a_range_moves_with_the_text_around_it() -> None:
     assert kept > 100
 
 
+async def test_what_two_tabs_wrote_is_one_text_in_both_with_the_words_of_both() -> None:
+    """Whoever merges; also where both wrote at one place, or one deleted what the other changed."""
+    rng = random.Random(5)
+
+    def edited(text: str, alphabet: str) -> tuple[str, str]:
+        at, delete = rng.randrange(len(text) + 1), rng.randrange(6)
+        insert = "".join(rng.choices(alphabet, k=rng.randrange(5)))
+        return text[:at] + insert + text[at + delete :], insert
+
+    calls, inserts = [], []
+    for _ in range(1_000):
+        before = "".join(rng.choices("abc \n", k=rng.randrange(25)))
+        (mine, ours), (theirs, others) = edited(before, "MNO"), edited(before, "123")
+        calls += [[before, mine, theirs], [before, theirs, mine], [before, before, theirs]]
+        inserts.append((ours, others))
+    found = await call("editor.js", "merged", calls)
+    for (ours, others), at in zip(inserts, range(0, len(found), 3), strict=True):
+        text, same, untouched = found[at : at + 3]
+        assert text == same
+        assert ours in text
+        assert others in text
+        assert untouched == calls[at][2]
+
+
 DRAW = r"""async ([edits]) => {
   const { Underlines } = await import("/static/editor.js");
   const [kept, fresh] = [0, 1].map(() => document.createElement("div"));

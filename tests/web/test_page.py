@@ -40,9 +40,15 @@ def write_and_be_read(page: Any, text: str) -> None:
 
 
 def hand_in(page: Any) -> None:
-    """Hand the draft in and wait for its grade."""
-    page.click("#hand-in")
+    """Hand the draft in, which is asked back, and wait for its grade."""
+    send_in(page)
     page.wait_for_selector(".score")
+
+
+def send_in(page: Any) -> None:
+    """Hand the draft in, and say yes."""
+    page.click("#hand-in")
+    page.click("#sure button[value=yes]")
 
 
 def draft_of(coach: FakeCoach) -> str:
@@ -70,11 +76,21 @@ async def test_a_student_writes_is_read_hands_in_and_is_graded() -> None:
             assert marks[0] == " ".join(ESSAY.split()[:6])
             assert page.locator("#words").inner_text() == str(len(ESSAY.split()))
             page.click("#hand-in")
+            asked = page.locator("#sure").inner_text()
+            assert f"“Take a side”, {len(ESSAY.split())} words" in asked
+            assert " ".join(ESSAY.split()[:6]) in asked
+            assert "Content; Structure; Language and Spelling, punctuation, grammar" in asked
+            page.click("#sure button[value=no]")
+            assert not coach.said("submit")
+            send_in(page)
             page.get_by_text("has arrived and is safe").wait_for()
             page.wait_for_selector(".score")
             assert page.locator(".score strong").inner_text() == "67"
             assert page.locator(".interval").inner_text() == (
                 "In 90 of 100 cases a teacher's score lies between 58 and 76."
+            )
+            assert page.locator(".agreement").inner_text() == (
+                "The judges are never more than one band apart."
             )
             assert page.locator(".criterion-row").count() == 4
             assert page.locator(".criterion-row .band").first.get_attribute("aria-label") == (
@@ -120,7 +136,7 @@ async def test_a_text_larger_than_a_message_travels_in_pieces() -> None:
             until_drafted(page, coach, text)
             cut()
             until_drafted(page, coach, text)
-            page.click("#hand-in")
+            send_in(page)
             page.get_by_text("longer than coach can grade").wait_for()
             assert page.locator("#hand-in").is_enabled()
 
@@ -234,6 +250,8 @@ async def test_a_place_in_the_line_counts_down_and_another_model_is_told() -> No
             write_and_be_read(page, ESSAY)
             seen.extend(page.evaluate("() => window.said"))
             assert "never shown" not in page.locator("#notes").text_content()
+            page.clock.fast_forward(3_000)  # what is read out comes at its own pace
+            page.wait_for_function("() => announce.textContent.includes('another model')")
 
     async with open_fake_coach(FakeCoach(queued=3, queue_s=0.3, mutate=move_on, **BRISK)) as coach:
         await browse(act, coach.url)
@@ -324,7 +342,7 @@ async def test_a_network_that_died_silently_is_left() -> None:
 
 
 async def test_a_door_that_stays_shut_is_told_and_tried_again() -> None:
-    """Coach is busy: it says so. The token kept here is no good: it is given up for another."""
+    """Coach is busy: it says so. The token kept here is no good: a newer one is asked for."""
 
     def act(url: str) -> None:
         student = {"name": "coach.student", "value": '{"token":"old","expires_at":4102444800}'}
@@ -341,7 +359,7 @@ async def test_a_door_that_stays_shut_is_told_and_tried_again() -> None:
     refusals = ["overloaded", "unauthenticated"]
     async with open_fake_coach(FakeCoach(refusals=refusals, **BRISK)) as coach:
         await browse(act, coach.url)
-    assert [said["token"] for said in coach.said("hello")] == ["old", "old", "t"]
+    assert [said["token"] for said in coach.said("hello")] == ["old", "old", "t1"]
 
 
 async def test_an_essay_handed_in_is_handed_in_until_it_is_graded() -> None:
@@ -351,7 +369,7 @@ async def test_an_essay_handed_in_is_handed_in_until_it_is_graded() -> None:
         with open_page(url, tolerate=LOST_CONNECTION) as page:
             page.locator("#draft").fill(ESSAY)
             coach.mute = True
-            page.click("#hand-in")
+            send_in(page)
             page.get_by_text("Handing in…").wait_for()
             until(page, lambda: coach.said("submit"))
             cut()
