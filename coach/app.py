@@ -106,6 +106,7 @@ class Lifespan(TrioASGILifespan):
             logging.configure(settings.log)
             async with open_parts(settings) as parts:
                 self._app.doors = edge.Doors(health.connections_max(settings, parts.backend.files))
+                self._app.addresses = edge.Addresses(settings.server)
                 self._app.settings, self._app.parts = settings, parts
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
@@ -138,6 +139,7 @@ class CoachApp(QuartTrio):
         self.supervised = "COACH_WORKER" in os.environ
         self.parts: Parts | None = None
         self.doors: edge.Doors | None = None
+        self.addresses: edge.Addresses | None = None
         self.failed = False
         """True when the parts could not be opened or broke; the process must end with an error."""
 

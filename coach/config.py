@@ -16,6 +16,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -90,6 +91,19 @@ class Server(Section, frozen=True, kw_only=True):
     """Connections of one worker at once; absent: what its limit of open files leaves beside
     providers and Redis. Beyond it: 503."""
     connections_per_user: Count = 8
+    connects_per_minute: Count = 60
+    """Connections that one user may open in a worker, all at once if need be."""
+    messages_per_s: Annotated[int, Meta(ge=10)] = 50
+    """Of one user to a worker, after a burst of 20 s' worth; beyond it they are read later."""
+    connections_per_address: Count = 2_048
+    """From one address at once, to a worker; beyond it: 429."""
+    connects_per_address_per_minute: Count = 6_000
+    """WebSockets that one address may ask a worker for, all at once if need be; beyond it: 429."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1")
+    """Addresses and networks that say in `forwarded_header` whom they stand for; they themselves
+    are not limited."""
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The one that these proxies set; the other one, anybody may have written."""
     ping_s: Seconds = 20.0
     """Between pings to a student; a pong missing for as long ends the connection."""
 
@@ -643,6 +657,13 @@ def _secrets(value: Any, environ: Mapping[str, str]) -> Any:
 def _check(settings: Settings) -> None:
     if address_of(settings.server.bind) is None:
         raise ConfigurationError(f"server.bind: {settings.server.bind!r} is not host:port")
+    for network in settings.server.trusted_proxies:
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"server.trusted_proxies: {network!r} is no address and no network as 10.0.0.0/8"
+            ) from error
     names = [provider.name for provider in settings.provider]
     if len(set(names)) != len(names):
         raise ConfigurationError("provider: two providers have the same name")

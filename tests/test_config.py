@@ -45,6 +45,7 @@ def test_secrets_come_from_the_environment(tmp_path: Path) -> None:
         ("[server]\nworkers = 0", r"\$\.server\.workers"),
         ("[server]\nbind = '8000'", "server.bind"),
         ("[server]\nbind = 'x:99999'", "server.bind"),
+        ("[server]\ntrusted_proxies = ['proxy.local']", "server.trusted_proxies"),
         ("[server", "not TOML"),
         ("[budget]\nsoft_percent = 99", "soft_percent"),
         ("[grading]\nlease_s = 1", "lease_s"),

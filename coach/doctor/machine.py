@@ -63,6 +63,14 @@ def examine_settings(settings: config.Settings, path: Path | None) -> Iterator[F
         else "let a proxy that speaks TLS stand before it, and bind to 127.0.0.1 where it is on "
         "this machine",
     )
+    if not is_local and settings.server.trusted_proxies == config.Server().trusted_proxies:
+        yield Finding(
+            "settings",
+            "addresses",
+            "warn",
+            "a proxy on another machine counts as one address, for all who come through it",
+            'name it: server.trusted_proxies = ["10.0.0.5"]',
+        )
     if not is_local and not settings.server.public_origins:
         yield Finding(
             "settings",

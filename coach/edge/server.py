@@ -20,7 +20,9 @@ Memory of a connection that waits for its first byte: a task and an h11 parser, 
 from __future__ import annotations
 
 import http
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, final
 
 import attrs
@@ -37,6 +39,7 @@ from hypercorn.typing import Event as HypercornEvent
 from .. import config as settings
 from ..errors import first_error
 from ..ops import metrics
+from .addresses import Addresses, Crowded
 from .doors import RETRY_AFTER_S, Doors
 from .framing import Head, Refusal, Requests, destination
 
@@ -48,6 +51,8 @@ RECEIVE_BYTES: Final = 65_536
 LAST_CALL_S: Final = 0.5
 """From shutdown until a connection that waits for a request is closed: one may be on its way, to
 be answered with `Connection: close`. It would be lost, and it is this worker that accepted it."""
+FULL: Final = "this server is full: try again soon"
+CROWDED: Final = "too many connections from your address: try again soon"
 LINGER_S_MAX: Final = 1.0
 """How long a refused client has to stop sending: a socket closed over unread bytes is reset, and
 the client may then lose the answer that explains it (RFC 9112 section 9.6)."""
@@ -139,12 +144,15 @@ class Edge(TCPServer):
         """Made by hypercorn.
 
         Limits are those of `app.settings.server` where the application has settings, else the
-        defaults; how many may be in at once is what `app.doors` says, where it has that.
+        defaults; how many may be in at once is what `app.doors` says, and how many of one address
+        what `app.addresses` says, where it has them.
         """
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]
         self._application = getattr(app, "app", None)
         self._limits = _limits(self._application)
         self._doors: Doors | None = getattr(self._application, "doors", None)
+        self._addresses: Addresses | None = getattr(self._application, "addresses", None)
+        self._address: str | None = None  # the peer's; None: a proxy's, or it is not known
         self._requests = Requests(head_bytes_max=self._limits.head_bytes_max)
         self._head: Head | None = None  # the request that hypercorn is to serve next
         self._upgrade: Head | None = None  # the upgrade that has ended hypercorn's part
@@ -159,30 +167,32 @@ class Edge(TCPServer):
             await self._run()
         elif doors.enter():
             try:
-                await self._run()
+                await self._run_counted(doors)
             finally:
                 doors.leave()
         else:
-            await self._turn_away(doors)
+            metrics.connections_refused.inc()
+            await self._turn_away(doors, _later(503, FULL, RETRY_AFTER_S))
 
-    async def _turn_away(self, doors: Doors) -> None:
+    async def _run_counted(self, doors: Doors) -> None:
+        if self._addresses is not None:
+            self._address = self._addresses.of_peer(_peer(self.stream))
+        try:
+            with _counted(self._addresses, self._address):
+                await self._run()
+        except Crowded as crowded:
+            await self._turn_away(doors, _crowded(crowded))
+
+    async def _turn_away(self, doors: Doors, refusal: Refusal) -> None:
         """Answer before anything is read, or close where too many are being answered.
 
         Over TLS an answer would cost a handshake: there the connection is closed.
         """
-        metrics.connections_refused.inc()
         if isinstance(self.stream, trio.SSLStream) or not doors.begin_refusal():
             await trio.aclose_forcefully(self.stream)
             return
         try:
-            await _refuse(
-                self.stream,
-                Refusal(
-                    503,
-                    "this server is full: try again soon",
-                    headers=((b"retry-after", b"%d" % RETRY_AFTER_S),),
-                ),
-            )
+            await _refuse(self.stream, refusal)
         finally:
             doors.end_refusal()
 
@@ -384,14 +394,60 @@ class Edge(TCPServer):
             await _refuse(self.stream, Refusal(501, "WebSockets over TLS need a proxy in front"))
             return
         rest = self._requests.take_rest()
-        await serve(
-            EdgeConnection(
-                stream=Replay(head.encode(upgrade=True) + rest, self.stream),
-                path=head.path,
-                headers={name: head.get(name) for name, _ in head.headers},
-                terminated=self.context.terminated,
-            )
+        connection = EdgeConnection(
+            stream=Replay(head.encode(upgrade=True) + rest, self.stream),
+            path=head.path,
+            headers={name: head.get(name) for name, _ in head.headers},
+            terminated=self.context.terminated,
         )
+        client: str | None = None  # for whom a proxy asks
+        try:
+            if self._addresses is not None:
+                if self._address is None:
+                    client = self._addresses.of_request(head)
+                asks = self._address or client
+                if asks is not None:
+                    self._addresses.upgrade(asks, trio.current_time())
+            with _counted(self._addresses, client):
+                await serve(connection)
+        except Crowded as crowded:
+            await _refuse(self.stream, _crowded(crowded))
+
+
+@contextmanager
+def _counted(addresses: Addresses | None, address: str | None) -> Iterator[None]:
+    """Count a connection of `address` while the block runs.
+
+    Raises:
+      Crowded: it has too many.
+    """
+    if addresses is None or address is None:
+        yield
+        return
+    addresses.enter(address)
+    try:
+        yield
+    finally:
+        addresses.leave(address)
+
+
+def _crowded(crowded: Crowded) -> Refusal:
+    metrics.connections_limited.labels(crowded.limit).inc()
+    return _later(429, CROWDED, crowded.retry_after_s)
+
+
+def _later(status: int, message: str, after_s: float) -> Refusal:
+    return Refusal(status, message, headers=((b"retry-after", b"%d" % math.ceil(after_s)),))
+
+
+def _peer(stream: Stream) -> str:
+    """The peer's address; empty where it has gone, or has none."""
+    socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+    try:
+        name = socket.getpeername()
+    except OSError:
+        return ""
+    return str(name[0]) if isinstance(name, tuple) else ""
 
 
 def _limits(application: object) -> settings.Server:

@@ -191,6 +191,15 @@ turns_running: Final = Gauge(
 connections_refused: Final = Counter(
     "coach_connections_refused_total", "Connections refused because the worker was full."
 )
+connections_limited: Final = Counter(
+    "coach_connections_limited_total",
+    "Connections refused because one address or user opened too many.",
+    ["limit"],
+)
+messages_held: Final = Counter(
+    "coach_messages_held_total",
+    "Messages, pings and pieces of them that were read later, since a user sent too many.",
+)
 provider_connections: Final = Gauge(
     "coach_provider_connections", "Open provider connections.", multiprocess_mode="livesum"
 )

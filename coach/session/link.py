@@ -22,9 +22,10 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
-from ..errors import BadMessage, CoachError, Overloaded, Unauthenticated
+from ..errors import BadMessage, CoachError, Overloaded, RateLimited, Unauthenticated
 from ..store import RedisError
 from . import wire
+from .allowance import Allowance
 from .outbox import Outbox
 from .wire import error_message
 from .writer import KernelSocket, Writer, WriterStream
@@ -102,7 +103,10 @@ class Link:
         )
         self._outbox = Outbox(bytes_max=0)  # until there is a session, which has its own
         self._outbox.connect(self.writer)
-        self._stream = WriterStream(connection.stream, self.writer, self._outbox)
+        self._allowance = Allowance(sessions.throttle, self._held_up)
+        self._stream = WriterStream(
+            connection.stream, self.writer, self._outbox, self._allowance, self._too_many_pieces
+        )
         self._nursery = nursery
         self._services = services
         self._sessions = sessions
@@ -141,6 +145,7 @@ class Link:
             return
         try:
             while (text := await self._receive(self._websocket)) is not None:
+                await self._allowance.spend()
                 session.hear(text)
                 if session.bad_messages > server.bad_messages_max:
                     await self._end(1008, "too many bad messages")
@@ -184,7 +189,7 @@ class Link:
             return await self._answer(hello)
         except CoachError as error:
             self._outbox.send(error_message(error))
-            code = 1013 if isinstance(error, Overloaded) else 1008
+            code = 1013 if isinstance(error, Overloaded | RateLimited) else 1008
             await self._end(code, error.code)
             return None
 
@@ -195,6 +200,8 @@ class Link:
           CoachError: there is none for this client, or not now.
         """
         identity = await self._identity(hello)
+        if identity is not None:
+            self._sessions.arrive(identity)
         session = None
         if hello.resume is not None:
             try:
@@ -206,7 +213,10 @@ class Link:
             if identity is None:
                 raise Unauthenticated("this session is over: say hello with a token")
             session = await self._sessions.begin(identity)
+        elif identity is None:
+            self._sessions.arrive(session.identity)
         session.attach(self, hello.last_seq or 0)
+        self._allowance.key = session.identity.org, session.identity.user
         if identity is not None:
             self.expires_at = identity.expires_at
         self._stream.outbox = session.outbox
@@ -251,6 +261,25 @@ class Link:
             error_message(Unauthenticated("your token has expired: say hello with a new one"))
         )
         self.leave(1008, "the token has expired")
+
+    # -- too much ------------------------------------------------------------------------------
+
+    def _held_up(self, full_s: float) -> None:
+        """It is read more slowly from now on: say so, once until it may send freely again."""
+        if self._session is None:
+            return
+        rate = self._services.settings.server.messages_per_s
+        self._session.outbox.send(
+            error_message(
+                RateLimited(
+                    f"more than {rate} messages a second: nothing is lost, but read more slowly",
+                    retry_after_s=full_s,
+                )
+            )
+        )
+
+    def _too_many_pieces(self) -> None:
+        self._nursery.start_soon(self._end, 1009, "too many pieces")
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -22,10 +22,12 @@ import structlog
 import trio
 
 from .. import config
-from ..errors import Overloaded
+from ..errors import Overloaded, RateLimited
 from ..grading import PRESENT_S
 from ..ops import metrics
 from ..store import RedisError
+from ..throttle import Throttle
+from .allowance import open_throttle
 from .keeper import Keeper
 from .mail import ClaimMail, GradeMail, HandoverMail, Mail, RelayMail, RevokedMail, StopMail, parse
 from .resume import Claim, Handover, new_token, split_token
@@ -106,6 +108,11 @@ class Sessions:
         self._away: dict[Session, None] = {}  # whose students are away, the longest first
         self._claims: dict[str, trio.Event] = {}  # take-overs under way, by id
         self._heard: dict[tuple[str, int], _Heard] = {}  # id and epoch of what is told here
+        self.throttle = open_throttle(self._server.messages_per_s)
+        """What users may send here."""
+        self._arrivals: Throttle[tuple[str, str]] = Throttle(
+            per_s=self._server.connects_per_minute / 60, burst=self._server.connects_per_minute
+        )
         self._watched = False
         self._drained_at = 0.0
         self.draining = False
@@ -405,6 +412,17 @@ class Sessions:
             log.debug("inbox_without_redis", error=str(error))  # it will be forgotten by itself
 
     # -- links ---------------------------------------------------------------------------------
+
+    def arrive(self, identity: Identity) -> None:
+        """Count a connection that says hello.
+
+        Raises:
+          RateLimited: the user has opened too many lately.
+        """
+        wait_s = self._arrivals.take((identity.org, identity.user), trio.current_time())
+        if wait_s:
+            metrics.connections_limited.labels("user").inc()
+            raise RateLimited("you connect too often: come back in a moment", retry_after_s=wait_s)
 
     def _check(self, session: Session) -> None:
         if self.draining:

@@ -20,20 +20,26 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
+from .allowance import BYTES
 from .wire import Error
 
 if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
 
+    from .allowance import Allowance
     from .outbox import Outbox
 
 _CLOSE_OPCODE: Final = b"\x88"
+_PONG_OPCODE: Final = b"\x8a"
 _TOO_BIG: Final = struct.pack("!H", 1009)
 _VIOLATIONS: Final = frozenset({1002, 1007})
 """Close codes for what breaks RFC 6455: frames that make no sense, text that is not UTF-8."""
 _CLOSE_SLOW: Final = _CLOSE_OPCODE + struct.pack("!BH", 2, 1013)
 PING_FRAME: Final = b"\x89\x00"
 FLUSH_S_MAX: Final = 1.0
+PIECES_MAX: Final = 4_096
+"""Pieces of one message, frames or parts of them as they came: empty ones are not bounded by its
+size. 1,400-byte segments of the largest message are 750 at most."""
 
 
 class Socket(Protocol):
@@ -191,9 +197,28 @@ class Writer:
 class WriterStream(trio.abc.Stream):
     """The WebSocket library's stream: reads are the socket's, writes the writer's."""
 
-    def __init__(self, stream: trio.abc.Stream, writer: Writer, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        writer: Writer,
+        outbox: Outbox,
+        allowance: Allowance,
+        on_pieces: Callable[[], None],
+    ) -> None:
+        """Stand between the library and `stream`.
+
+        Args:
+          stream: the student's end.
+          writer: writes to it.
+          outbox: see below.
+          allowance: what may be read.
+          on_pieces: called once when a message has more than `PIECES_MAX` pieces; all that still
+            comes is dropped. It is to close the connection with 1009.
+        """
         self._stream = stream
         self._writer = writer
+        self._allowance = allowance
+        self._on_pieces = on_pieces
         self._too_big = False  # what comes is the rest of a message that was refused
         self.outbox = outbox
         """Numbers what is said about a message that was refused."""
@@ -205,11 +230,14 @@ class WriterStream(trio.abc.Stream):
         """Whose stream this is, once it is open."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive from the socket.
+        """Receive from the socket, no faster than the user's allowance has it.
 
         The library reads once more after it has refused an oversize message, and never again:
         then all that still comes is received here, and dropped.
         """
+        if self.websocket is not None and len(self.websocket._message_parts) > PIECES_MAX:  # noqa: SLF001  the library counts bytes alone
+            self._too_big = True
+            self._on_pieces()
         try:
             data = await self._stream.receive_some(max_bytes)
             while data and self._too_big:
@@ -220,6 +248,7 @@ class WriterStream(trio.abc.Stream):
         if not data:
             self.ended.set()
         self.received_at = trio.current_time()
+        await self._allowance.spend(len(data) / BYTES)
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -235,13 +264,18 @@ class WriterStream(trio.abc.Stream):
         if self._writer.closed:
             raise trio.BrokenResourceError("the student's connection is gone")
         frame = bytes(data)
+        if frame[:1] == _PONG_OPCODE:
+            await self._allowance.spend()
         if frame[:1] != _CLOSE_OPCODE:
             self._writer.write(frame)
             return
         if frame[2:4] == _TOO_BIG:
             self._too_big = True
             self.outbox.send(
-                Error(code="too_large", message="message larger than server.message_bytes_max")
+                Error(
+                    code="too_large",
+                    message="message larger than server.message_bytes_max, or in too many pieces",
+                )
             )
         self._writer.close(frame)
 

@@ -128,7 +128,7 @@ export class Link {
     if (!this.#welcomed) {
       if (message.code === "unauthenticated") keep("student", { ...recall("student"), expires_at: 0 });
       if (message.code === "bad_message") this.#resume = null;
-      this.#busy = message.code === "overloaded";
+      this.#busy = message.code === "overloaded" || message.code === "rate_limited";
       return; // a close follows
     }
     clearTimeout(this.#patience);

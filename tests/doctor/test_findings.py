@@ -145,7 +145,7 @@ def test_a_hard_limit_of_files_that_writers_do_not_fit_is_a_failure(
     [
         ("127.0.0.1:8000", "open", {"who may come in": "ok", "transport": "ok"}),
         ("0.0.0.0:8000", "open", {"who may come in": "fail", "transport": "warn"}),
-        ("0.0.0.0:8000", "jwt", {"who may come in": "ok", "transport": "warn"}),
+        ("0.0.0.0:8000", "jwt", {"who may come in": "ok", "addresses": "warn"}),
     ],
 )
 def test_an_open_door_to_the_network_is_a_failure(
@@ -157,6 +157,12 @@ def test_an_open_door_to_the_network_is_a_failure(
     )
     found = statuses(list(machine.examine_settings(settings, None)))
     assert {name: found[name] for name in expected} == expected
+
+
+def test_a_proxy_that_is_named_needs_no_warning() -> None:
+    server = config.Server(bind="0.0.0.0:8000", trusted_proxies=("10.0.0.5",))
+    found = machine.examine_settings(config.Settings(server=server), None)
+    assert "addresses" not in statuses(list(found))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
 from coach.session import wire
+from coach.session.allowance import Allowance, open_throttle
 from coach.session.outbox import FRAME_BYTES, Outbox, payload_of, text_frame
 from coach.session.writer import KernelSocket, Socket, Writer, WriterStream
 from tests.support.cancels import cancel_at_step
@@ -76,6 +77,12 @@ def connected(
     outbox = Outbox(bytes_max=0)
     outbox.connect(writer)
     return outbox, writer
+
+
+def stream_of(stream: trio.abc.Stream, writer: Writer, outbox: Outbox) -> WriterStream:
+    """The library's stream, of a user who may send what they like."""
+    allowance = Allowance(open_throttle(1e6), lambda _: None)
+    return WriterStream(stream, writer, outbox, allowance, lambda: None)
 
 
 @given(st.integers(0, 200_000))
@@ -149,7 +156,7 @@ async def test_too_big_a_message_is_answered_by_a_typed_error_before_the_close_f
     socket = ScriptedSocket()
     async with trio.open_nursery() as nursery:
         outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
-        stream = WriterStream(trio.testing.memory_stream_pair()[0], writer, outbox)
+        stream = stream_of(trio.testing.memory_stream_pair()[0], writer, outbox)
         await stream.send_all(b"\x88\x02" + struct.pack("!H", 1009))
         outbox.send(wire.Draining())  # nothing may follow a close frame
     error, close = messages(socket.written)
@@ -162,7 +169,7 @@ async def test_closing_waits_for_the_last_bytes_but_not_for_ever() -> None:
         socket = ScriptedSocket(room=0)
         async with trio.open_nursery() as nursery:
             outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
-            stream = WriterStream(trio.testing.memory_stream_pair()[0], writer, outbox)
+            stream = stream_of(trio.testing.memory_stream_pair()[0], writer, outbox)
             outbox.send(wire.Draining())
             socket.give(room)
             began = trio.current_time()
@@ -251,7 +258,7 @@ async def test_the_rest_of_a_refused_message_is_read_and_dropped() -> None:
             ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None
         )
         student, server = trio.testing.memory_stream_pair()
-        stream = WriterStream(server, writer, outbox)
+        stream = stream_of(server, writer, outbox)
         await stream.send_all(b"\x88\x02" + struct.pack("!H", 1009))
         for _ in range(5):
             await student.send_all(b"x" * 1000)
@@ -267,7 +274,7 @@ async def test_a_student_who_breaks_off_ends_the_stream() -> None:
             ScriptedSocket(), nursery, bytes_max=10_000, on_end=lambda _: None
         )
         _, server = trio.testing.memory_stream_pair()
-        stream = WriterStream(server, writer, outbox)
+        stream = stream_of(server, writer, outbox)
         await server.receive_stream.aclose()
         with pytest.raises(trio.ClosedResourceError):
             await stream.receive_some()
@@ -282,7 +289,7 @@ async def test_cancelled_at_any_step_closing_has_closed() -> None:
         async with trio.open_nursery() as nursery:
             outbox, writer = connected(socket, nursery, bytes_max=10_000, on_end=lambda _: None)
             student, server = trio.testing.memory_stream_pair()
-            stream = WriterStream(server, writer, outbox)
+            stream = stream_of(server, writer, outbox)
             outbox.send(wire.Draining())
             with cancel_at_step(n) as scope:
                 await stream.aclose()

@@ -13,6 +13,7 @@ from coach import config
 from coach.errors import Code
 from coach.session import wire
 from coach.session.session import SUBMISSIONS_MAX, TURNS_MAX
+from coach.session.writer import PIECES_MAX
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -61,6 +62,7 @@ def test_the_limits_are_the_servers() -> None:
         "turns of a session under way": str(TURNS_MAX),
         "submissions of a session under way": str(SUBMISSIONS_MAX),
         "`token`": str(wire.TOKEN_CHARS_MAX),
+        "pieces of a message": str(PIECES_MAX),
     }
 
 

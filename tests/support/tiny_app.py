@@ -44,6 +44,7 @@ class TinyApp:
         self.disconnects = 0
         self.failed = False
         self.doors: edge.Doors | None = None
+        self.addresses: edge.Addresses | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
