@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
+from wsproto.connection import ConnectionState
 
 from .allowance import BYTES
 from .wire import Error
@@ -269,7 +270,7 @@ class WriterStream(trio.abc.Stream):
         if frame[:1] != _CLOSE_OPCODE:
             self._writer.write(frame)
             return
-        if frame[2:4] == _TOO_BIG:
+        if frame[2:4] == _TOO_BIG and not self._is_answered():
             self._too_big = True
             self.outbox.send(
                 Error(
@@ -278,6 +279,12 @@ class WriterStream(trio.abc.Stream):
                 )
             )
         self._writer.close(frame)
+
+    def _is_answered(self) -> bool:
+        """Whether the library's close frame answers the student's own."""
+        return (
+            self.websocket is not None and self.websocket._wsproto.state is ConnectionState.CLOSED  # noqa: SLF001  nothing else tells
+        )
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: `send_all` never blocks."""

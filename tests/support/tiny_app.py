@@ -142,14 +142,18 @@ class Served:
 
 @asynccontextmanager
 async def open_server(
-    settings: config.Settings | None = None, *, graceful_s: float = 1.0, keep_alive_s: float = 5.0
+    settings: config.Settings | None = None,
+    *,
+    app: TinyApp | None = None,
+    graceful_s: float = 1.0,
+    keep_alive_s: float = 5.0,
 ) -> AsyncIterator[Served]:
     """Serve a `TinyApp` on a free port while the block runs. For `real_time` tests.
 
     Anything that escapes from a connection and ends the server fails the test.
     """
     edge.install()
-    app, shutdown = TinyApp(settings), trio.Event()
+    app, shutdown = app or TinyApp(settings), trio.Event()
     listener = trio.socket.socket()
     await listener.bind(("127.0.0.1", 0))
     port: int = listener.getsockname()[1]
