@@ -375,6 +375,9 @@ class Cache(Section, frozen=True, kw_only=True):
     """Life of what a class shares, where the provider lets one choose; `1h` costs more to write."""
     keep_warm: bool = True
     """Ping a prefix before it ends, while sessions that use it are open, where that pays."""
+    conversations: bool = True
+    """Later questions about a draft tell what has changed and get comments on that; all before
+    is read from the cache. Off: each tells the whole draft."""
     prefixes_max: Annotated[int, Meta(ge=1, le=100_000)] = 500
     """Prefixes that one worker knows of at one endpoint; some 10 KB each."""
 

@@ -8,6 +8,7 @@ synchronously, from the connection's reader task, with each piece as it arrives.
 from .batches import BatchApi, BatchRequest, BatchResult, Found, open_batch_api
 from .cacheable import ANTHROPIC_PRICE, CachePrice, Terms, terms_of
 from .circuit import Circuit, Leave, open_circuit
+from .conversation import Conversation, Question
 from .estimator import Estimator
 from .exchange import ReceiverFailed
 from .failover import FirstTokens, closes_gate, hold_s, is_fault, is_final
@@ -39,6 +40,7 @@ __all__ = [
     "CachePrice",
     "Circuit",
     "Completion",
+    "Conversation",
     "ErrorKind",
     "Estimator",
     "FirstTokens",
@@ -53,6 +55,7 @@ __all__ = [
     "Provider",
     "ProviderError",
     "Pseudonyms",
+    "Question",
     "ReceiverFailed",
     "Sink",
     "Terms",

@@ -64,6 +64,9 @@ RETRY_S: Final = 0.5
 
 How = Literal["warm", "failed", "dropped"]
 Answer = Literal["ping", "later", "taken", "poor", "cold"]
+Tail = Literal["none", "new", "old"]
+"""What of a prompt is cached behind the prefix: nothing; what nobody has asked with before; perhaps
+a conversation that is held already."""
 
 
 @attrs.define(eq=False)
@@ -98,7 +101,7 @@ class Prefix:
     began_at: float = -inf
     """When the last response to it began."""
     tokens: int = 0
-    """Of what was read or written, as last counted without any history; 0: not yet."""
+    """Of what was read or written, as last counted where it was nothing else; 0: not yet."""
     plain_until: float = -inf
     """Until then the provider does not cache it, whatever is asked."""
     taken: bool = False
@@ -139,12 +142,12 @@ class WarmthStatistics:
 class Visit:
     """One request with a prefix; lent out by `Warmth.visit`. No method is a checkpoint."""
 
-    __slots__ = ("_bare", "_ended", "_prefix", "_warmth", "leads")
+    __slots__ = ("_ended", "_prefix", "_tail", "_warmth", "leads")
 
-    def __init__(self, warmth: Warmth, prefix: Prefix | None, *, bare: bool) -> None:
+    def __init__(self, warmth: Warmth, prefix: Prefix | None, *, tail: Tail) -> None:
         self._warmth = warmth
         self._prefix = prefix
-        self._bare = bare  # nothing but the prefix can have been cached
+        self._tail = tail
         self._ended = prefix is None  # the first word counts
         self.leads = False
         """Others wait for this one: its answer should be streamed, to know early that it begins."""
@@ -157,7 +160,7 @@ class Visit:
         """
         if not self._ended and self._prefix is not None:
             self._ended = True
-            self._warmth._began(self._prefix, usage, bare=self._bare, leads=self.leads)  # noqa: SLF001  made there
+            self._warmth._began(self._prefix, usage, tail=self._tail, leads=self.leads)  # noqa: SLF001  made there
 
     def failed(self) -> None:
         """There will be no response: who waits for it should not wait for another one."""
@@ -227,7 +230,7 @@ class Warmth:
         Cancellation: a follower leaves no trace; a leader's place is another's at once.
         """
         prefix = self._find(prompt)
-        visit = Visit(self, prefix, bare=len(prompt.messages) == 1)
+        visit = Visit(self, prefix, tail=_tail_of(prompt))
         if prefix is not None:
             prefix.arrivals += 1
             if interest is not None:
@@ -306,7 +309,7 @@ class Warmth:
 
     def pinged(self, prefix: Prefix, usage: Usage) -> None:
         """A ping was answered."""
-        self._began(prefix, usage, bare=True, leads=False)
+        self._began(prefix, usage, tail="none", leads=False)
 
     # -- the service -----------------------------------------------------------------------------
 
@@ -425,7 +428,7 @@ class Warmth:
         until = trio.current_time() + left_s - self.terms.ttl_s * MARGIN_SHARE
         prefix.warm_until = max(prefix.warm_until, until)
 
-    def _began(self, prefix: Prefix, usage: Usage, *, bare: bool, leads: bool) -> None:
+    def _began(self, prefix: Prefix, usage: Usage, *, tail: Tail, leads: bool) -> None:
         terms = self.terms
         assert terms is not None
         now = trio.current_time()
@@ -439,8 +442,10 @@ class Warmth:
                     self._release(prefix)
                 return
             prefix.plain_until = -inf
-            if bare:
+            if tail == "none":
                 prefix.tokens = held
+            elif tail == "new" and usage.cache_read and usage.cache_write:
+                prefix.tokens = usage.cache_read  # what it wrote is its own
         prefix.began_at = now
         prefix.warm_until = now + terms.ttl_s * (1 - MARGIN_SHARE)
         prefix.ping_at = now + terms.ttl_s - terms.ping_ahead_s if terms.may_ping else inf
@@ -552,6 +557,12 @@ async def open_warmth(
 
     async with running(serve):
         yield warmth
+
+
+def _tail_of(prompt: Prompt) -> Tail:
+    if not any(block.cache for message in prompt.messages for block in message.blocks):
+        return "none"
+    return "new" if len(prompt.messages) == 1 else "old"
 
 
 def prefix_digest(prompt: Prompt) -> str:

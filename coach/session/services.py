@@ -66,6 +66,11 @@ class Services:
     flags: Flags
     pseudonyms: Pseudonyms
 
+    @property
+    def converses(self) -> bool:
+        """Questions build on what the preferred provider has cached of the ones before."""
+        return self.settings.cache.conversations and self.routes[0].warmth.terms is not None
+
     def limits_of(self, user: str) -> UserLimits | LocalLimits:
         """The limits by which a user is counted."""
         return self.limits if self.flags.is_on("shared_limits", user) else self.local_limits

@@ -14,8 +14,8 @@ Life cycle
     outlives it.
 
 Memory bound a session: `drafts_max * draft_chars_max` characters of drafts, the outbox's
-`unacked_bytes_max`, `TURNS_MAX` prompts and answers, `HISTORY_TURNS` answers, `SUBMISSIONS_MAX`
-essays.
+`unacked_bytes_max`, `TURNS_MAX` prompts and answers, `HISTORY_TURNS` answers, a conversation for
+each draft (at most three times the draft and 8,000 characters), `SUBMISSIONS_MAX` essays.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import trio
 from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge
 from ..grading import Receiver, Submission
 from ..ops import metrics, traces
-from ..providers import Interest
+from ..providers import Conversation, Interest
 from ..store import RedisError
 from . import wire
 from .draft import DraftText
@@ -134,6 +134,7 @@ class Session:
         self._turns: dict[str, Turn | Elsewhere] = {}
         # by request; ended ones stay until their task is done
         self._history: deque[wire.FeedbackCopy] = deque(maxlen=HISTORY_TURNS)
+        self._conversations: dict[str, Conversation] = {}  # by draft, of which was asked here
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
         self._told: dict[str, None] = {}  # submissions whose end was told, the oldest first
         self._unheard: list[str] = []  # those of which the student was away
@@ -563,18 +564,21 @@ class Session:
             with turn.scope, traces.span("feedback turn") as span:
                 span.set("coach.request", turn.request)
                 span.set("coach.org", self.identity.org)
+                question = self._conversation(turn.draft).ask(
+                    text,
+                    message.focus,
+                    now_s=trio.current_time(),
+                    grows=self._services.converses,
+                )
                 await turn.run(
-                    self._services,
-                    self.identity,
-                    text=text,
-                    focus=message.focus,
-                    assignment=message.assignment,
-                    history=tuple((copy.focus, copy.text) for copy in self._history),
+                    self._services, self.identity, question=question, assignment=message.assignment
                 )
                 span.set("coach.time_to_first_token", turn.ttft_s)
             if turn.outcome == "done":
                 said = "".join(turn.text)
-                self._history.append(wire.FeedbackCopy(turn.request, message.focus or "", said))
+                copy = wire.FeedbackCopy(turn.request, message.focus or "", said, turn.draft)
+                self._history.append(copy)
+                self._conversations[turn.draft] = question.answered(said)
         except CoachError as error:
             turn.fail(error)
         except RedisError as error:
@@ -587,6 +591,12 @@ class Session:
             turn.done.set()
             del self._turns[turn.request]
             self._sessions.touch(self)
+
+    def _conversation(self, draft: str) -> Conversation:
+        """What was said about a draft; of what was said at another worker only the answers."""
+        return self._conversations.get(draft) or Conversation.after(
+            [(copy.focus, copy.text) for copy in self._history if copy.draft == draft]
+        )
 
     # -- submissions ---------------------------------------------------------------------------
 

@@ -22,11 +22,9 @@ from . import wire
 from .attempts import Attempts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..errors import Code
     from ..ops import Flag
-    from ..providers import Completion, Interest, Provider, Usage
+    from ..providers import Completion, Interest, Provider, Question, Usage
     from .attempts import Attempt
     from .auth import Identity
     from .outbox import Outbox
@@ -85,6 +83,7 @@ class Turn:
         self._attempt: Attempt | None = None  # of the provider that answers now
         self._provider: str | None = None  # its name, likewise
         self._flags_off: tuple[Flag, ...] = ()
+        self._adds = False  # the answer is about what has changed
 
     # -- the sink: called synchronously by the provider connection's reader task --------------
 
@@ -134,6 +133,7 @@ class Turn:
                     provider=provider.name,
                     model=provider.model,
                     flags_off=self._flags_off,
+                    adds=self._adds,
                 )
             )
         else:
@@ -197,10 +197,8 @@ class Turn:
         services: Services,
         identity: Identity,
         *,
-        text: str,
-        focus: str | None,
+        question: Question,
         assignment: str | None,
-        history: Sequence[tuple[str, str]],
     ) -> None:
         """Reserve, wait, stream, settle; at the next provider if one fails (attempts.py).
 
@@ -214,12 +212,11 @@ class Turn:
         used so far before this returns.
         """
         services.costs.check(identity.org)
+        self._adds = question.is_new
         prompt = feedback_prompt(
             rubric=services.rubric.as_text(),
             assignment=services.rubric.task(assignment),
-            history=history,
-            draft=text,
-            focus=focus,
+            question=question,
             output_tokens_max=max(route.output_tokens_max for route in services.routes),
             user_id=services.pseudonyms.of(org=identity.org, user=identity.user),
         )

@@ -120,6 +120,8 @@ class FeedbackCopy(msgspec.Struct, frozen=True):
     request: str
     focus: str
     text: str
+    draft: str = ""
+    """What it is about."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +175,8 @@ class Started(_Server, tag=str.lower, omit_defaults=True, kw_only=True):
     model: str
     flags_off: tuple[str, ...] = ()
     """Rollout flags that are off for this user; absent where none is."""
+    adds: bool = False
+    """The answer is about what has changed: comments that were given before still stand."""
 
 
 class Delta(_Server, tag=str.lower, omit_defaults=True, kw_only=True):

@@ -54,7 +54,7 @@ class Plan:
 def compose(request: Request, fault: FaultName | None, *, gullible: bool = False) -> Text:
     """Write the answer to a request; the same prompt gets the same answer."""
     if request.schema is None:
-        return _pieces(feedback(request.last_user, request.system))
+        return _pieces(feedback(request.conversation, request.system))
     text = grade(
         request.last_user,
         request.schema,

@@ -6,7 +6,8 @@ boundaries, at most 20 blocks before a breakpoint, and writes the entries at its
 
 Source: Anthropic, "Prompt caching": minimum length, life of 5 minutes (or an hour) refreshed by
 every read, at most four breakpoints, and an entry "only becomes available after the first response
-begins".
+begins". A request that reads an entry uses what stands before it as well, so that entries at its
+earlier breakpoints are taken to be refreshed too; the documentation does not say.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class CachePlan:
     write_hour: int
     """The part of `write` that is to live for an hour."""
     uncached: int
-    touched: bytes | None
-    """The entry that is read."""
+    touched: tuple[bytes, ...]
+    """The entry that is read, and those within it at which the request has breakpoints."""
     entries: tuple[tuple[bytes, bool], ...]
     """What `commit` will write: hash, and whether for an hour."""
 
@@ -80,6 +81,7 @@ class PromptCache:
         breakpoints = [index for index, block in enumerate(blocks) if block.breakpoint]
         hit = self._longest(ends, breakpoints, now)
         read = ends[hit][1] if hit is not None else 0
+        used = [] if hit is None else sorted({hit, *(at for at in breakpoints if at < hit)})
         written, written_hour, entries = read, 0, []
         for index in breakpoints:
             key, tokens = ends[index]
@@ -93,15 +95,16 @@ class PromptCache:
             write=written - read,
             write_hour=written_hour,
             uncached=total - written,
-            touched=ends[hit][0] if hit is not None else None,
+            touched=tuple(ends[index][0] for index in used),
             entries=tuple(entries),
         )
 
     def touch(self, plan: CachePlan, now: float) -> None:
-        """Refresh the entry that is read; called when the request is admitted."""
-        if plan.touched is not None and plan.touched in self._entries:
-            _, life = self._entries.pop(plan.touched)
-            self._entries[plan.touched] = (now + life, life)
+        """Refresh what is read; called when the request is admitted."""
+        for key in plan.touched:
+            if key in self._entries:
+                _, life = self._entries.pop(key)
+                self._entries[key] = (now + life, life)
 
     def commit(self, plan: CachePlan, now: float) -> None:
         """Make what was written readable; called when the response begins."""

@@ -207,13 +207,12 @@ class Completions:
         if isinstance(form, SchemaFormat) and form.json_schema.strict:
             _check_schema(schema, f"Invalid schema for response_format '{form.json_schema.name}'")
         texts = [(message.role, _text(message.content)) for message in parsed.messages]
-        users = [text for role, text in texts if role == "user"]
         limit = parsed.max_completion_tokens or parsed.max_tokens or OUTPUT_TOKENS_MAX
         return Request(
             model=parsed.model,
             blocks=_steps("".join(f"<|{role}|>{text}" for role, text in texts)),
             system="\n".join(text for role, text in texts if role in ("system", "developer")),
-            last_user=users[-1] if users else "",
+            conversation=tuple(each for each in texts if each[0] in ("user", "assistant")),
             output_tokens_max=limit,
             stream=parsed.stream,
             schema=schema,

@@ -37,8 +37,8 @@ class Request:
     """The prompt in order: system, then messages."""
     system: str
     """Text of the system prompt."""
-    last_user: str
-    """Text of the last user message."""
+    conversation: tuple[tuple[str, str], ...]
+    """Role and text of each message, in order."""
     output_tokens_max: int
     stream: bool
     schema: dict[str, Any] | None
@@ -46,6 +46,12 @@ class Request:
     """Requests with another one share no cache."""
     usage_wanted: bool = True
     """The stream is to say what it used."""
+
+    @property
+    def last_user(self) -> str:
+        """Text of the last user message; empty where there is none."""
+        users = (text for role, text in reversed(self.conversation) if role == "user")
+        return next(users, "")
 
     @property
     def input_tokens(self) -> int:

@@ -148,20 +148,14 @@ class Essay:
 
 
 def essay_in(prompt: str) -> str:
-    """The essay of a prompt: see `parts_of`; a prompt without tags is taken to be the essay."""
-    return parts_of(prompt)[0]
-
-
-def parts_of(prompt: str) -> tuple[str, str]:
-    """The essay of a prompt, and what stands behind it.
+    """The essay of a prompt; a prompt without tags is taken to be one.
 
     The essay stands between the last `<essay>` or `<essay-mark>` and the end tag of the same mark.
     """
     tags = list(_OPEN.finditer(prompt))
     if not tags:
-        return prompt.strip("\n"), ""
-    essay, _, behind = prompt[tags[-1].end() :].partition(f"</{tags[-1][1]}>")
-    return essay.strip("\n"), behind
+        return prompt.strip("\n")
+    return prompt[tags[-1].end() :].partition(f"</{tags[-1][1]}>")[0].strip("\n")
 
 
 @lru_cache(maxsize=MEASURED_MAX)

@@ -1,7 +1,8 @@
 """Feedback on a draft as the prompt asks for it: at most five short comments, one a line.
 
-Praise comes first, one thing to do next last. A line is `[Criterion] «quote» comment`; the quote
-stands verbatim in the draft. Pure.
+Praise comes first, one thing to do next last. Of what is new in a draft there are one or two, and
+nothing that was said before. A line is `[Criterion] «quote» comment`; the quote stands verbatim in
+the draft. Pure.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from .essay import Essay, Facet, measure, parts_of
+from .essay import Essay, Facet, measure
 from .facets import facet_of
 from .findings import Finding, findings, praises
+from .reading import Reading, read
 
 COMMENTS_MAX: Final = 5
 WORDS_A_COMMENT: Final = 60
 """A draft gets one comment between praise and next step for so many words."""
+MUCH_NEW_WORDS: Final = 40
+"""Where at least so many are new, there are two comments."""
 _CRITERION = re.compile(r"^[a-z0-9][a-z0-9-]{0,39} \(([^\n]{1,200}), \d+ %\)$", re.MULTILINE)
 _DEFAULT_LABELS: Final[dict[Facet, str]] = {
     "content": "Content",
@@ -27,24 +31,28 @@ _DEFAULT_LABELS: Final[dict[Facet, str]] = {
 LABEL_CHARACTERS_MAX: Final = 40
 
 
-def feedback(prompt: str, instructions: str = "") -> str:
-    """Comment on the essay in a prompt.
+def feedback(conversation: Sequence[tuple[str, str]], instructions: str = "") -> str:
+    """Comment on the essay of a conversation.
 
     Args:
-      prompt: the essay between its tags, then what the student wants to know.
+      conversation: role and text of each message; the last is the student's question.
       instructions: the system prompt, whose rubric gives the criteria their names.
     """
     labels = labels_in(instructions)
-    text, question = parts_of(prompt)
-    essay = measure(text)
+    reading = read(conversation)
+    essay = measure(reading.essay)
     if not essay.words:
         return (
             f"[{labels['content']}] An empty page is a good place to begin. "
             "Next: write down the one thing your reader should remember."
         )
+    if reading.new is None:
+        comments = _comments(essay, reading.question.lower())
+    else:
+        comments = _comments_on_new(essay, reading)
     return "\n".join(
         f"[{labels[facet]}] «{quote}» {comment}" if quote else f"[{labels[facet]}] {comment}"
-        for facet, quote, comment in _comments(essay, question.lower())
+        for facet, quote, comment in comments
     )
 
 
@@ -88,6 +96,29 @@ def _comments(essay: Essay, question: str) -> list[tuple[Facet, str, str]]:
     said = f"{next_one.comment} " if next_one.facet == "correctness" else ""
     comments.append((next_one.facet, next_one.quote, f"{said}Next: {next_one.step}"))
     return comments
+
+
+def _comments_on_new(essay: Essay, reading: Reading) -> list[tuple[Facet, str, str]]:
+    """Of what is new the weightiest, as far as it was not said."""
+    spans = reading.new or ()
+    words = sum(any(a <= word.start < b for a, b in spans) for word in essay.words)
+    unsaid = [each for each in findings(essay) if each.comment not in reading.said]
+    fresh = [each for each in unsaid if _stands_in(each.quote, essay.text, spans)]
+    at = max((b for _, b in spans), default=0)
+    comments = [(each.facet, each.quote, each.comment) for each in fresh[:2]]
+    if not comments:
+        quote = essay.quote(max(0, at - 1))
+        comments = [("content", quote, "This takes your thought further.")]
+    comments = comments[: 2 if words >= MUCH_NEW_WORDS else 1]
+    facet, quote, comment = comments[-1]
+    step = next((each.step for each in fresh[len(comments) - 1 :]), None) or "go on from here."
+    comments[-1] = (facet, quote, f"{comment} Next: {step}")
+    return comments
+
+
+def _stands_in(quote: str, text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    at = text.find(quote) if quote else -1
+    return at >= 0 and any(at < end and start < at + len(quote) for start, end in spans)
 
 
 def _asked_first(found: Sequence[Finding], question: str) -> list[Finding]:

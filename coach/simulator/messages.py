@@ -272,7 +272,7 @@ def parse_request(body: bytes) -> Request:
         model=parsed.model,
         blocks=tuple(blocks),
         system=_text(parsed.system),
-        last_user=_text(parsed.messages[-1].content),
+        conversation=tuple((each.role, _text(each.content)) for each in parsed.messages),
         output_tokens_max=parsed.max_tokens,
         stream=parsed.stream,
         schema=form.schema if form is not None else None,

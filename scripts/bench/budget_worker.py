@@ -19,7 +19,15 @@ import trio
 from coach import config
 from coach.backend import Backend, open_backend
 from coach.budget import Ask, EndpointBudget, Ungoverned
-from coach.providers import Prompt, ProviderError, Usage, closes_gate, feedback_prompt, hold_s
+from coach.providers import (
+    Conversation,
+    Prompt,
+    ProviderError,
+    Usage,
+    closes_gate,
+    feedback_prompt,
+    hold_s,
+)
 
 T = TypeVar("T")
 
@@ -139,9 +147,7 @@ def _prompt(rng: random.Random, backend: Backend, essays: list[str]) -> Prompt:
     return feedback_prompt(
         rubric=backend.rubric.as_text(),
         assignment=backend.rubric.task(None),
-        history=[],
-        draft=draft,
-        focus=None,
+        question=Conversation().ask(draft, None, now_s=trio.current_time()),
         output_tokens_max=backend.endpoints[0].settings.feedback_output_tokens_max,
         user_id=None,
     )

@@ -24,7 +24,7 @@ from coach.backend import Backend, open_backend
 from coach.errors import ConfigurationError, first_error
 from coach.ops import load_prices
 from coach.ops.prices import TokenPrice
-from coach.providers import Interest, Prompt, Usage, feedback_prompt
+from coach.providers import Conversation, Interest, Prompt, Usage, feedback_prompt
 from coach.simulator.corpus import load_essays
 from coach.store import open_embedded
 
@@ -163,9 +163,9 @@ def _prompt(backend: Backend, number: int) -> Prompt:
     return feedback_prompt(
         rubric=backend.rubric.as_text(),
         assignment=backend.rubric.task(None),
-        history=[],
-        draft=f"{number}. {essays[number % len(essays)].text}",
-        focus=None,
+        question=Conversation().ask(
+            f"{number}. {essays[number % len(essays)].text}", None, now_s=trio.current_time()
+        ),
         output_tokens_max=400,
         user_id=None,
     )

@@ -22,7 +22,7 @@ from coach.providers import (
     Provider,
     Usage,
 )
-from coach.simulator.essay import parts_of
+from coach.simulator import essay
 from tests.support.warmth import no_warmth
 
 RUBRIC = load_rubric()
@@ -44,7 +44,7 @@ def judged(
 
 def essay_in(prompt: Prompt) -> str:
     """The essay that a prompt asks about."""
-    return parts_of("".join(block.text for block in prompt.messages[-1].blocks))[0]
+    return essay.essay_in("".join(block.text for block in prompt.messages[-1].blocks))
 
 
 Reply = str | Exception | float

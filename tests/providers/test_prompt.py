@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coach.grading import load_rubric
-from coach.providers import Prompt, Pseudonyms, estimate_tokens, feedback_prompt, judge_prompt
+from coach.providers import (
+    Conversation,
+    Prompt,
+    Pseudonyms,
+    estimate_tokens,
+    feedback_prompt,
+    judge_prompt,
+)
 from coach.providers.anthropic import Anthropic
 
 
-def feedback(draft: str = "My cat", **changes: object) -> Prompt:
+def feedback(
+    draft: str = "My cat",
+    focus: str | None = None,
+    history: Sequence[tuple[str | None, str]] = (),
+    **changes: object,
+) -> Prompt:
     fields: dict[str, object] = {
         "rubric": "rubric",
         "assignment": "Write",
-        "history": [],
-        "draft": draft,
-        "focus": None,
+        "question": Conversation.after(history).ask(draft, focus, now_s=0.0),
         "output_tokens_max": 10,
     }
     return feedback_prompt(**{**fields, **changes})  # type: ignore[arg-type]
@@ -28,10 +39,9 @@ def test_all_but_the_draft_is_the_same_and_ends_in_cache_breakpoints() -> None:
     one, other = feedback("one draft"), feedback("another", focus="commas")
     assert one.system == other.system
     assert all(block.cache for block in one.system)
-    history = [("commas", "Good."), ("", "")]
-    longer = feedback(history=history)
+    longer = feedback(history=[("commas", "Good."), ("", "")])
     assert [message.role for message in longer.messages] == ["user", "assistant", "user"]
-    assert longer.messages[1].blocks[-1].cache
+    assert longer.messages[-1].blocks[-1].cache
     blocks = [*longer.system, *(block for each in longer.messages for block in each.blocks)]
     assert sum(block.cache for block in blocks) <= 4
 

@@ -13,7 +13,15 @@ import msgspec
 import pytest
 
 from coach import config
-from coach.providers import Pool, Prompt, Provider, ProviderError, feedback_prompt, judge_prompt
+from coach.providers import (
+    Conversation,
+    Pool,
+    Prompt,
+    Provider,
+    ProviderError,
+    feedback_prompt,
+    judge_prompt,
+)
 from coach.providers import open_pool as open_coach_pool
 from coach.providers import open_provider as open_coach_provider
 from coach.providers.records import ErrorKind
@@ -40,7 +48,10 @@ SCHEMA = {
     "additionalProperties": False,
 }
 ASKED = feedback_prompt(
-    rubric=RUBRIC, assignment="Dogs", history=[], draft=ESSAY, focus=None, output_tokens_max=300
+    rubric=RUBRIC,
+    assignment="Dogs",
+    question=Conversation().ask(ESSAY, None, now_s=0.0),
+    output_tokens_max=300,
 )
 JUDGED = judge_prompt(
     rubric=RUBRIC, assignment="Dogs", essay=ESSAY, schema=SCHEMA, output_tokens_max=300

@@ -16,7 +16,7 @@ from tests.support.cancels import cancel_at_step
 from tests.support.costs import booked, exhaust, reasons
 
 from .test_turn import Told, fails, new_turn, refusal
-from .world import ANA, World, says
+from .world import ANA, World, asked, says
 
 FAULTS = ["overloaded", "server_error", "unreachable", "cut", "stalled", "malformed", "auth"]
 MOVES_ON = [*FAULTS, "rate_limited", "refused"]
@@ -27,9 +27,7 @@ async def ask(world: World) -> tuple[Told, CoachError | None]:
     turn, told = new_turn()
     try:
         with turn.scope:
-            await turn.run(
-                world.services(), ANA, text="The sea.", focus=None, assignment="", history=()
-            )
+            await turn.run(world.services(), ANA, question=asked("The sea."), assignment="")
     except CoachError as error:
         turn.fail(error)
         return told, error
@@ -217,9 +215,7 @@ async def test_cancelled_at_every_step_everything_is_given_back_everywhere() -> 
         world = two(World(fails(says_until="text", error=refusal("cut", None))))
         turn, _ = new_turn()
         with cancel_at_step(n) as scope:
-            await turn.run(
-                world.services(), ANA, text="The sea.", focus=None, assignment="", history=()
-            )
+            await turn.run(world.services(), ANA, question=asked("The sea."), assignment="")
         for each in (world, *world.others):
             assert each.budget.open == each.limits.open == each.streams_open == 0
             assert len(each.circuit.told) <= 1
@@ -235,9 +231,7 @@ async def test_a_cancelled_turn_is_not_taken_elsewhere() -> None:
 
         async def run() -> None:
             with turn.scope:
-                await turn.run(
-                    world.services(), ANA, text="The sea.", focus=None, assignment="", history=()
-                )
+                await turn.run(world.services(), ANA, question=asked("The sea."), assignment="")
 
         nursery.start_soon(run)
         await trio.sleep(1)
@@ -271,9 +265,7 @@ async def test_what_a_student_gives_up_is_booked_as_wasted() -> None:
     world = World(says("a", "b", "c", pause_s=1.0))
     turn, _ = new_turn()
     with trio.move_on_after(2.5), turn.scope:
-        await turn.run(
-            world.services(), ANA, text="The sea.", focus=None, assignment="", history=()
-        )
+        await turn.run(world.services(), ANA, question=asked("The sea."), assignment="")
     assert reasons(world.costs) == {"wasted-cancel": 1}
 
 

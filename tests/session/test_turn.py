@@ -21,7 +21,7 @@ from coach.session.attempts import Attempt
 from coach.session.turn import Interrupted, Turn, TurnCancelled
 from tests.support.cancels import cancel_at_step
 
-from .world import ANA, World, says
+from .world import ANA, World, asked, says
 
 STARTED = Usage(input=50, cache_write=5, cache_read=10, output=1)
 WHOLE = Usage(input=50, cache_write=5, cache_read=10, output=7)
@@ -69,10 +69,8 @@ async def run(turn: Turn, world: World) -> None:
             await turn.run(
                 world.services(),
                 ANA,
-                text="The sea was calm.",
-                focus=None,
+                question=asked("The sea was calm."),
                 assignment="",
-                history=(),
             )
     except ProviderUnavailable as error:
         turn.fail(error)

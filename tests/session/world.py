@@ -25,7 +25,17 @@ from coach.grading import (
     load_rubric,
 )
 from coach.ops import Costs, Flag, Flags
-from coach.providers import Completion, Estimator, FirstTokens, Prompt, Pseudonyms, Sink, Usage
+from coach.providers import (
+    Completion,
+    Conversation,
+    Estimator,
+    FirstTokens,
+    Prompt,
+    Pseudonyms,
+    Question,
+    Sink,
+    Usage,
+)
 from coach.session import (
     Authority,
     Pacer,
@@ -574,6 +584,11 @@ class Mailbox:
                 await self._posted.wait()
         news = self.entries[seen : seen + count]
         return {key.encode(): [news]} if news else {}
+
+
+def asked(draft: str) -> Question:
+    """The first question about a draft."""
+    return Conversation().ask(draft, None, now_s=0.0)
 
 
 def says(

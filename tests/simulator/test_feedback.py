@@ -28,9 +28,9 @@ conventions (Conventions, 10 %)
 each_essay = pytest.mark.parametrize("essay", ESSAYS, ids=lambda essay: essay.name)
 
 
-def prompt(text: str, focus: str = "") -> str:
+def prompt(text: str, focus: str = "") -> list[tuple[str, str]]:
     asked = f" I would like to know about: {focus}" if focus else ""
-    return f"<essay>\n{text}\n</essay>\nPlease comment on my draft.{asked}"
+    return [("user", f"<essay>\n{text}\n</essay>\nPlease comment on my draft.{asked}")]
 
 
 def lines_of(text: str, focus: str = "") -> list[tuple[str, str, str]]:
@@ -145,7 +145,7 @@ def test_any_draft_focus_and_rubric_give_well_formed_feedback(
 ) -> None:
     if "<essay>" not in text and "</essay>" not in text + focus:
         lines_of(text, focus)
-    assert feedback(text + focus, rubric)
+    assert feedback([("user", text + focus)], rubric)
 
 
 @given(st.permutations(ESSAYS[0].text.split(". ")), st.floats(0, 1))

@@ -21,7 +21,7 @@ def test_no_text_takes_long(text: str) -> None:
     begun = time.process_time()
     measure(text)
     scores(text)
-    feedback(f"<essay>\n{text}\n</essay>\nPlease comment.", "ideas (Ideas, 40 %)\n" * 50)
+    feedback([("user", f"<essay>\n{text}\n</essay>\nIt.")], "ideas (Ideas, 40 %)\n" * 50)
     grade(f"<essay>\n{text}\n</essay>", {"properties": {"content": {"type": "integer"}}})
 
     assert time.process_time() - begun < CPU_S_MAX
@@ -30,7 +30,8 @@ def test_no_text_takes_long(text: str) -> None:
 @pytest.mark.parametrize("text", hostile_texts().values(), ids=hostile_texts())
 def test_no_instructions_take_long(text: str) -> None:
     begun = time.process_time()
-    feedback("<essay>\nA text.\n</essay>\nPlease comment.", text)
-    feedback(f"<essay>\nA text.\n</essay>\n{text}")
+    feedback([("user", "<essay>\nA text.\n</essay>\nPlease comment.")], text)
+    feedback([("user", f"<essay>\nA text.\n</essay>\n{text}")])
+    feedback([("user", "<essay>\nA text.\n</essay>"), ("user", f"<was>\n{text}\n</was>\n{text}")])
 
     assert time.process_time() - begun < CPU_S_MAX

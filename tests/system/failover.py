@@ -102,7 +102,7 @@ def answer_of(provider: str) -> str:
         model="sim-1",
         blocks=(),
         system=load_rubric(None).as_text(),
-        last_user=f"<essay>\n{DRAFT}\n</essay>\nPlease comment on my draft.",
+        conversation=(("user", f"<essay>\n{DRAFT}\n</essay>\nPlease comment on my draft."),),
         output_tokens_max=1,
         stream=True,
         schema=None,
