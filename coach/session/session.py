@@ -576,8 +576,15 @@ class Session:
                 span.set("coach.time_to_first_token", turn.ttft_s)
             if turn.outcome == "done":
                 said = "".join(turn.text)
-                copy = wire.FeedbackCopy(turn.request, message.focus or "", said, turn.draft)
-                self._history.append(copy)
+                self._history.append(
+                    wire.FeedbackCopy(
+                        request=turn.request,
+                        focus=message.focus or "",
+                        text=said,
+                        draft=turn.draft,
+                        adds=question.is_new,
+                    )
+                )
                 self._conversations[turn.draft] = question.answered(said)
         except CoachError as error:
             turn.fail(error)

@@ -122,6 +122,8 @@ class FeedbackCopy(msgspec.Struct, frozen=True):
     text: str
     draft: str = ""
     """What it is about."""
+    adds: bool = False
+    """As `started` has said."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ import { locate, moved, splice } from "./editor.js";
 
 const LINE = /^\s*(?:[-*•]\s*)?\[([^\]\n]{1,40})\]\s*(?:[«"“„]([^«»"“”„\n]{1,300})[»"”“]\s*)?(.*)$/;
 
+const KEPT_MAX = 7; // notes of before that stay below new ones
+
 const INKS = [
   ["content", /content|idea|argument|evidence|detail/i],
   ["structure", /structure|organi[sz]|paragraph|coheren|flow/i],
@@ -54,7 +56,10 @@ export class Notes {
   #list;
   #announcer;
   #onChoose;
-  #notes = [];
+  #notes = []; // those of the newest answer, then those of before that stay
+  #fresh = 0; // so many are of the newest answer
+  #kept = []; // those that stay
+  #keptFor = ""; // the request whose answer they stay below
   #text = ""; // in which the quotes were looked for
   #announced = 0;
 
@@ -78,10 +83,33 @@ export class Notes {
     this.#list.classList.add("old");
   }
 
+  /**
+   * A new answer adds to what is shown: the notes whose words still stand stay, below the new ones.
+   * Said again of the same request, its notes go: the answer begins anew.
+   */
+  stay(request) {
+    if (this.#keptFor !== request) {
+      this.#kept = this.#notes.filter((note) => note.range).slice(0, KEPT_MAX);
+      this.#keptFor = request;
+    }
+    const items = [...this.#list.children];
+    this.#notes.forEach((note, index) => {
+      if (!this.#kept.includes(note)) items[index].remove();
+    });
+    this.#list.classList.remove("old");
+    this.#notes = this.#kept;
+    this.#fresh = this.#announced = 0;
+  }
+
+  /** What is shown, as feedback. */
+  get feedback() {
+    return this.#notes.map(lineOf).join("\n");
+  }
+
   /** Drop everything. */
   clear() {
-    this.#notes = [];
-    this.#announced = 0;
+    this.#notes = this.#kept = [];
+    this.#fresh = this.#announced = 0;
     this.#list.replaceChildren();
     this.#list.classList.remove("old");
   }
@@ -94,12 +122,14 @@ export class Notes {
       return;
     }
     if (this.#list.classList.contains("old")) this.clear();
-    this.#notes = notes.map((note, index) => {
-      const before = this.#notes[index];
+    const fresh = notes.map((note, index) => {
+      const before = index < this.#fresh ? this.#notes[index] : null;
       const range = before?.quote === note.quote ? before.range : null;
-      return { ...note, key: `n${index}`, range, anchored: before?.anchored ?? false };
+      return { ...note, range, anchored: before?.anchored ?? false };
     });
-    while (this.#list.children.length > notes.length) this.#list.lastChild.remove();
+    for (; this.#fresh < fresh.length; this.#fresh += 1) this.#add(this.#fresh);
+    for (; this.#fresh > fresh.length; this.#fresh -= 1) this.#list.children[this.#fresh - 1].remove();
+    this.#notes = [...fresh, ...this.#kept];
     this.#notes.forEach((note, index) => this.#draw(note, index));
     this.follow(text);
     this.find();
@@ -185,14 +215,14 @@ export class Notes {
   }
 
   #draw(note, index) {
-    const item = this.#list.children[index] ?? this.#add();
-    item.dataset.key = note.key;
+    const item = this.#list.children[index];
+    note.key = item.dataset.key = `n${index}`;
     item.classList.toggle("streaming", !note.complete);
     this.write(item, note);
     write(item.querySelector(".quote"), note.quote);
   }
 
-  #add() {
+  #add(index) {
     const item = document.createElement("li");
     item.className = "note";
     const criterion = document.createElement("h3");
@@ -207,14 +237,17 @@ export class Notes {
     comment.className = "comment";
     comment.dir = "auto";
     item.append(criterion, quote, comment);
-    this.#list.append(item);
-    return item;
+    this.#list.insertBefore(item, this.#list.children[index] ?? null);
   }
 
   #choose(item) {
     const note = this.#notes[[...this.#list.children].indexOf(item)];
     if (note?.range) this.#onChoose({ start: note.range[0], end: note.range[1] });
   }
+}
+
+function lineOf({ criterion, quote, comment }) {
+  return [criterion && `[${criterion}]`, quote && `«${quote}»`, comment].filter(Boolean).join(" ");
 }
 
 // Append to the text node that is there: the selection survives and nothing is laid out twice.

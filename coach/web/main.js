@@ -104,6 +104,8 @@ function takeUp({ feedback, running }) {
   const whole = feedback.find(({ request }) => request === turn.id);
   if (whole) {
     turn.text = whole.text;
+    turn.adds = whole.adds ?? false;
+    makeRoom();
     endTurn();
   } else if (!running.includes(turn.id)) {
     askAgain(turn.heard);
@@ -134,11 +136,13 @@ function receiveAboutTurn(message) {
       sayQueued(message);
       break;
     case "started":
+      turn.adds = message.adds ?? false;
+      makeRoom();
       if (!turn.told) say("reading…");
       break;
     case "restarted":
       turn.text = "";
-      notes.age();
+      makeRoom();
       tell(message.reason === "resumed" ? "catching up…" : "switched to another model…");
       break;
     case "delta":
@@ -175,14 +179,19 @@ function ask() {
   clearTimeout(timers.ask);
   if (!online || !text.trim()) return;
   sync.flush(text);
-  turn = { id: freshId("f"), text: "", read: text, heard: false, told: false };
+  turn = { id: freshId("f"), text: "", read: text, heard: false, told: false, adds: false };
   lastRead = text;
   askedAt = Date.now();
   link.send({ type: "feedback", request: turn.id, draft: sync.draft, assignment });
   trouble("");
-  notes.age();
   say("reading…");
   refresh();
+}
+
+/** An answer comes: to what has changed, beside the notes that stand, or to all, in their place. */
+function makeRoom() {
+  if (turn.adds) notes.stay(turn.id);
+  else notes.age();
 }
 
 /** What has come so far stays; nothing more is wanted until there is something new to read. */
@@ -217,7 +226,7 @@ function endTurn() {
   turn = null;
   failures = 0;
   showNotes(text);
-  keep(`read.${assignment}`, { feedback: text, read });
+  keep(`read.${assignment}`, { feedback: notes.feedback, read });
   earlier.add(assignment, { feedback: text, read });
   say("");
   refresh();

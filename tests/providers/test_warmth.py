@@ -176,6 +176,13 @@ async def test_what_will_be_read_is_counted_on_only_as_counted_and_only_while_it
         async with warmth.visit(attrs.evolve(PROMPT, messages=history)) as visit:
             visit.began(Usage(5, 2_000, 0, 0))
         assert warmth.expected_read(PROMPT) == 0  # a history's share is not known
+        essay = (Message("user", (Block("e", cache=True),)),)
+        async with warmth.visit(attrs.evolve(PROMPT, messages=essay)) as visit:
+            visit.began(Usage(0, 1_800, 0, 0))
+        assert warmth.expected_read(PROMPT) == 0  # nor an essay's
+        async with warmth.visit(attrs.evolve(PROMPT, messages=essay)) as visit:
+            visit.began(Usage(0, 300, 1_500, 0))
+        assert warmth.expected_read(PROMPT) == 1_500  # what was written was the essay
         async with warmth.visit(PROMPT) as visit:
             visit.began(READ)
         assert warmth.expected_read(PROMPT) == 1_500

@@ -176,6 +176,65 @@ async def test_history_goes_into_the_next_prompt() -> None:
     assert "Remember the sea." in second
 
 
+CALM = "The sea was calm that day. Nobody who saw it could stay on the beach."
+
+
+@attrs.define
+class Reader:
+    """A provider that remembers what it was asked."""
+
+    prompts: list[Prompt] = attrs.field(factory=list)
+    said: str = "Remember the sea."
+
+    async def __call__(self, prompt: Prompt, sink: Sink) -> Completion:
+        self.prompts.append(prompt)
+        return await says(self.said, pause_s=0.1)(prompt, sink)
+
+    def told(self, number: int) -> list[str]:
+        """The messages of a prompt."""
+        messages = self.prompts[number].messages
+        return ["".join(block.text for block in message.blocks) for message in messages]
+
+
+async def test_a_later_question_tells_what_has_changed_and_its_answer_adds() -> None:
+    reader = Reader()
+    world = World(reader, caches=True)
+    async with world.student() as student:
+        await student.ask("r1", text=CALM)
+        first = (await student.until("done"))[-3]
+        await student.ask("r2", text=f"{CALM} I did.")
+        second = (await student.until("done"))[-3]
+    assert (first["type"], "adds" in first, second["adds"]) == ("started", False, True)
+    assert reader.told(1)[:2] == [reader.told(0)[0], "Remember the sea."]
+    assert "I did." in reader.told(1)[2]
+    assert "The sea was calm" not in reader.told(1)[2]
+
+
+async def test_a_question_that_was_cut_short_is_as_if_it_had_not_been_asked() -> None:
+    reader = Reader()
+    world = World(reader, caches=True)
+    async with world.student() as student:
+        await student.ask("r1", text=CALM)
+        await student.until("done")
+        await student.ask("r2", text=f"{CALM} I did.")
+        await student.until("started")
+        await student.ask("r3", text=f"{CALM} I drowned.")
+        await student.until("done")
+    assert reader.told(2)[:2] == reader.told(1)[:2]
+    assert "I drowned." in reader.told(2)[2]
+    assert len(reader.told(2)) == 3
+
+
+async def test_each_draft_has_a_conversation_of_its_own() -> None:
+    reader = Reader()
+    world = World(reader, caches=True)
+    async with world.student() as student:
+        for request, draft in (("r1", "one"), ("r2", "other")):
+            await student.ask(request, draft=draft)
+            await student.until("done")
+    assert len(reader.told(1)) == 1
+
+
 # -- submissions -------------------------------------------------------------------------------
 
 

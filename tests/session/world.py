@@ -49,7 +49,7 @@ from coach.session.auth import Identity
 from coach.session.resume import Claim, Kept, Tail, claim_of
 from coach.store import ConnectionLost
 from tests.support.costs import new_costs
-from tests.support.warmth import no_warmth
+from tests.support.warmth import no_warmth, unshared_warmth
 
 AUTHORITY = Authority("k" * 32, token_s=3600, leeway_s=0)
 ANA = Identity("ana", "school", "student", 0.0)
@@ -267,6 +267,8 @@ class World:
     inbox: FakeInbox = attrs.field(factory=FakeInbox)
     mailed: list[tuple[Receiver, str, bytes]] = attrs.field(factory=list)
     """To all of somebody's sessions, in whichever worker."""
+    caches: bool = False
+    """The provider keeps what it has read of a prompt."""
     records: Any = attrs.field(factory=FakeRecords)
     """In place of Redis; worlds that share it are workers of one coach."""
     worker: str = "w-test"
@@ -395,7 +397,7 @@ class World:
                     provider=cast("Any", world),
                     budget=cast("Any", world),
                     circuit=cast("Any", world.circuit),
-                    warmth=no_warmth(),
+                    warmth=unshared_warmth() if world.caches else no_warmth(),
                     first_tokens=world.first_tokens,
                     output_tokens_max=100,
                     unpooled=cast("Any", world),

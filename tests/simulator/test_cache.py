@@ -36,6 +36,16 @@ def test_a_prefix_is_written_once_and_read_afterwards() -> None:
     assert (second.read, second.write, second.uncached) == (2_500, 0, 400)
 
 
+def test_a_read_refreshes_what_stands_before_it() -> None:
+    prompts = cache()
+    turns = [block("essay", 300, ends=True), block("more", 100, ends=True)]
+    for now, count in ((0, 1), (200, 2)):
+        plan = prompts.plan("m", [RUBRIC, TASK, *turns[:count]], now)
+        prompts.touch(plan, now)
+        prompts.commit(plan, now)
+    assert prompts.plan("m", [RUBRIC, TASK, block("another", 300)], 450).read == 2_500
+
+
 def test_an_entry_exists_only_once_the_first_response_has_begun() -> None:
     prompts = cache()
     prompts.commit(prompts.plan("m", [RUBRIC], 0), 5)

@@ -12,6 +12,7 @@ from coach.simulator.corpus import Essay
 from coach.simulator.essay import measure
 from coach.simulator.feedback import COMMENTS_MAX, feedback, labels_in
 from coach.simulator.findings import praises
+from coach.simulator.reading import read
 
 from .texts import BY_NAME, ESSAYS, cut, in_one_paragraph
 
@@ -137,6 +138,48 @@ def test_criteria_have_the_names_of_the_rubric() -> None:
 
 def test_labels_that_would_break_a_line_are_made_harmless() -> None:
     assert labels_in(f"ideas ([Ideas] {'x' * 99}, 50 %)")["content"] == f"Ideas {'x' * 99}"[:40]
+
+
+def conversation(before: str, changes: str) -> list[tuple[str, str]]:
+    """A draft that was read, and what has become of it."""
+    asked = prompt(before)
+    return [*asked, ("assistant", feedback(asked)), ("user", changes)]
+
+
+def test_what_is_new_gets_one_comment_on_it_that_was_not_made_before() -> None:
+    before, _, new = BY_NAME["phones-in-class"].text.partition("\n\n")
+    new = " ".join(new.split()[:20])
+    last = " ".join(before.split()[-6:])
+    said = conversation(
+        before,
+        f"I have changed my draft.\n<was-1>\n{last}\n</was-1>\n<essay-1>\n{last}\n\n{new}\n"
+        "</essay-1>\nPlease comment on what is new.",
+    )
+    (line,) = feedback(said).split("\n")
+    found = LINE.fullmatch(line)
+    assert found is not None
+    assert found[2] in f"{last}\n\n{new}"
+    assert "Next: " in line
+    assert line not in said[1][1]
+
+
+def test_much_that_is_new_gets_two_comments_and_the_draft_is_read_as_it_is_now() -> None:
+    text = BY_NAME["the-haunted-house"].text
+    sentences = text.split(". ")
+    before, new = ". ".join(sentences[:3]), ". ".join(sentences[3:])
+    said = conversation(
+        before,
+        f"<was>\n{sentences[2]}\n</was>\n<essay>\n{sentences[2]}. {new}\n</essay>\n"
+        "Please comment on what is new.",
+    )
+    lines = feedback(said).split("\n")
+    assert len(lines) == 2
+    assert all(LINE.fullmatch(line)[2] in text for line in lines)  # type: ignore[index]
+
+
+def test_a_passage_that_stands_nowhere_is_read_behind_the_rest() -> None:
+    said = conversation("One. Two.", "<was>\nThree.\n</was>\n<essay>\n Four.\n</essay>")
+    assert read(said).essay == "One. Two. Four."
 
 
 @given(st.text(max_size=500), st.text(max_size=60), st.text(max_size=200))

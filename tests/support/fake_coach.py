@@ -54,6 +54,8 @@ class FakeCoach:
     """At each position of the line."""
     queued: int = 0
     """Position announced before a turn starts; 0: none."""
+    adds: bool = False
+    """Answers to a draft that it has read before are about its last words, and say so."""
     mutate: Callable[[Message], list[Message]] = lambda message: [message]
     """Turns one message to the client into those really sent: the fault."""
     refuse_sockets: bool = False
@@ -64,6 +66,8 @@ class FakeCoach:
     heard: list[Message] = attrs.field(factory=list)
     drafts: dict[str, str] = attrs.field(factory=dict)
     """Of the newest connection."""
+    read: set[str] = attrs.field(factory=set)
+    """Drafts, by name, of which an answer was given."""
     connections: int = 0
     """How many there have been."""
     tokens: int = 0
@@ -194,11 +198,22 @@ class _Session:
                         {"type": "queued", "request": request, "position": position, "eta_ms": 400}
                     )
                     await trio.sleep(self.coach.queue_s)
-            await self.send({"type": "started", "request": request, "provider": "p", "model": "m"})
+            started: Message = {
+                "type": "started",
+                "request": request,
+                "provider": "p",
+                "model": "m",
+            }
+            answer = feedback_on(self.drafts.get(draft, ""))
+            if self.coach.adds and draft in self.coach.read:
+                started["adds"] = True
+                answer = feedback_on_new(self.drafts.get(draft, ""))
+            await self.send(started)
             await trio.sleep(self.coach.first_token_s)
-            for piece in re.findall(r"\S+\s*", feedback_on(self.drafts.get(draft, ""))):
+            for piece in re.findall(r"\S+\s*", answer):
                 await self.send({"type": "delta", "request": request, "text": piece})
                 await trio.sleep(self.coach.event_s)
+            self.coach.read.add(draft)
             usage = {"input": 900, "cached": 400, "output": 90}
             await self.send(
                 {"type": "done", "request": request, "usage": usage, "stop_reason": "end_turn"}
@@ -229,6 +244,11 @@ def feedback_on(draft: str) -> str:
         for name, quote, comment in zip(names, quotes, comments, strict=True)
     ]
     return "\n".join([*lines, "[Next step] «not in the draft» Read it aloud once, slowly."])
+
+
+def feedback_on_new(draft: str) -> str:
+    """A comment on the last words of `draft`."""
+    return f"[Content] «{' '.join(draft.split()[-4:])}» This is new to me. Next: go on."
 
 
 def grade_of(text: str) -> Message:

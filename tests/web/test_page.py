@@ -146,6 +146,39 @@ async def test_a_text_larger_than_a_message_travels_in_pieces() -> None:
     assert not coach.said("submit")
 
 
+async def test_notes_whose_words_stand_stay_below_new_ones() -> None:
+    """Until their words are edited away; a general one goes. So it is after a reload as well."""
+    more = f"{ESSAY[:400]} The wind had turned by then."
+
+    def act(url: str) -> None:
+        with open_page(url) as page:
+            write_and_be_read(page, ESSAY[:400])
+            before = page.locator(".note .comment").all_text_contents()
+            page.locator("#draft").fill(more)
+            page.locator("#draft").press(ASK)
+            page.get_by_text("This is new to me.").wait_for()
+            page.wait_for_selector("#turn.busy", state="detached")
+            notes = page.locator(".note .comment").all_text_contents()
+            assert notes == ["This is new to me. Next: go on.", *before[:3]]
+            assert page.locator("#underlines mark").count() == 4
+            page.reload()
+            page.wait_for_selector(".note.anchored")
+            assert page.locator(".note .comment").all_text_contents() == notes
+            page.locator("#draft").fill(more.replace(ESSAY[:20], "Other words"))
+            assert page.locator(".note.gone").count() == 1
+            page.locator("#draft").press(ASK)
+            page.wait_for_selector("#turn.busy")
+            page.wait_for_selector("#turn.busy", state="detached")
+            assert page.locator(".note .comment").all_text_contents() == [
+                notes[0],
+                *notes[:1],
+                *notes[2:],
+            ]
+
+    async with open_fake_coach(FakeCoach(**BRISK, adds=True)) as coach:
+        await browse(act, coach.url)
+
+
 async def test_a_newer_turn_replaces_the_older() -> None:
     """What the older still says is not shown."""
 
