@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -24,14 +26,24 @@ from coach.backend import Backend, open_backend
 from coach.errors import ConfigurationError, first_error
 from coach.ops import load_prices
 from coach.ops.prices import TokenPrice
-from coach.providers import Conversation, Interest, Prompt, Usage, feedback_prompt
+from coach.providers import (
+    Completion,
+    Conversation,
+    Interest,
+    Question,
+    Usage,
+    feedback_prompt,
+)
 from coach.simulator.corpus import load_essays
+from coach.simulator.keystrokes import Typed, keystrokes
 from coach.store import open_embedded
 
 CLASS: Final = 30
 BEFORE_PAUSE: Final = 3
 """Turns of the student who then pauses: a habit, or a ping would not be worth its price."""
 MODEL: Final = "claude-sonnet-4-5"
+UNCACHED: Final = ("--cache-tokens-min", "1000000")
+HOUR_S, TURN_EVERY_S, CHARS_PER_S, SEED = 3_600.0, 30.0, 4.0, 1
 
 
 @attrs.frozen
@@ -39,6 +51,12 @@ class Case:
     """What is tried."""
 
     name: str
+    writes: bool = False
+    """One student writes for an hour, whose pauses nobody waits for."""
+    grows: bool = True
+    """Later questions tell what has changed."""
+    cached: bool = True
+    """The provider keeps what it has read."""
     single_flight: bool = True
     keep_warm: bool = False
     pause_s: float = 0.0
@@ -58,6 +76,9 @@ def main() -> int:
     cases = [
         Case("a class of 30 at once, each for itself", single_flight=False),
         Case("a class of 30 at once, single flight"),
+        Case("an hour, whole drafts, no cache", writes=True, grows=False, cached=False),
+        Case("an hour, whole drafts", writes=True, grows=False),
+        Case("an hour, what has changed", writes=True),
     ]
     if options.pause:
         minutes = f"{options.pause / 60:g} minutes"
@@ -115,16 +136,19 @@ async def _measure(case: Case, price: TokenPrice) -> dict[str, Any]:
         interest = Interest("school")
         if case.pause_s:
             for _ in range(BEFORE_PAUSE):
-                await _ask(backend, 0, interest)
+                await _ask(backend, _first(0), interest)
             await trio.sleep(case.pause_s)
             before = await simulator.stats()
-            usages = [await _ask(backend, 1, interest)]
+            usages = [(await _ask(backend, _first(1), interest)).usage]
             pings = before["requests"] - BEFORE_PAUSE
+        elif case.writes:
+            usages = [usage async for usage in _hour(backend, interest, grows=case.grows)]
+            pings = 0
         else:
             usages = []
 
             async def student(number: int) -> None:
-                usages.append(await _ask(backend, number, interest))
+                usages.append((await _ask(backend, _first(number), interest)).usage)
 
             async with trio.open_nursery() as nursery:
                 for number in range(CLASS):
@@ -136,9 +160,14 @@ async def _measure(case: Case, price: TokenPrice) -> dict[str, Any]:
     return {
         "case": case.name,
         "turns": len(usages),
-        "writes": sum(usage.cache_write > 0 for usage in usages),
-        "reads": sum(usage.cache_read > 0 and usage.cache_write == 0 for usage in usages),
+        "writes": sum(usage.cache_write > 0 and not usage.cache_read for usage in usages),
+        "reads": sum(usage.cache_read > 0 for usage in usages),
         "pings": int(pings),
+        "prompt_tokens": round(
+            sum(usage.input + usage.cache_write + usage.cache_read for usage in usages)
+            / len(usages)
+        ),
+        "output_tokens": round(sum(usage.output for usage in usages) / len(usages)),
         "millidollars_per_turn": round(nano / len(usages) / 1e6, 3),
         "prompt_millidollars_per_turn": round(
             sum(price.nano(attrs.evolve(usage, output=0)) for usage in usages) / len(usages) / 1e6,
@@ -148,27 +177,48 @@ async def _measure(case: Case, price: TokenPrice) -> dict[str, Any]:
     }
 
 
-async def _ask(backend: Backend, number: int, interest: Interest) -> Usage:
+async def _hour(backend: Backend, interest: Interest, *, grows: bool) -> AsyncIterator[Usage]:
+    """The turns of a student who writes one essay after the other and asks every half minute."""
+    rng, now_s = random.Random(SEED), 0.0  # noqa: S311  seeded typing
+    essays = sorted(load_essays(), key=lambda _: rng.random())
+    for essay in itertools.cycle(essays):
+        conversation, draft = Conversation(), ""
+        duration_s = len(essay.text) / CHARS_PER_S
+        for step in keystrokes(
+            essay.text, duration_s=duration_s, think_every_s=TURN_EVERY_S, rng=rng
+        ):
+            now_s += step.pause_s
+            if now_s > HOUR_S:
+                return
+            if isinstance(step, Typed):
+                draft = step.text
+                continue
+            question = conversation.ask(draft, None, now_s=now_s, grows=grows)
+            completion = await _ask(backend, question, interest)
+            conversation = question.answered(completion.text)
+            yield completion.usage
+
+
+async def _ask(backend: Backend, question: Question, interest: Interest) -> Completion:
     """One turn of feedback, as a session asks for it but for budgets and breakers."""
     endpoint = backend.endpoints[0]
-    prompt = _prompt(backend, number)
+    prompt = feedback_prompt(
+        rubric=backend.rubric.as_text(),
+        assignment=backend.rubric.task(None),
+        question=question,
+        output_tokens_max=400,
+    )
     async with endpoint.warmth.visit(prompt, interest) as visit:
         completion = await endpoint.provider.stream(prompt, Silent())
         visit.began(completion.usage)
-    return completion.usage
+    return completion
 
 
-def _prompt(backend: Backend, number: int) -> Prompt:
+def _first(number: int) -> Question:
+    """A student's first question."""
     essays = load_essays()
-    return feedback_prompt(
-        rubric=backend.rubric.as_text(),
-        assignment=backend.rubric.task(None),
-        question=Conversation().ask(
-            f"{number}. {essays[number % len(essays)].text}", None, now_s=trio.current_time()
-        ),
-        output_tokens_max=400,
-        user_id=None,
-    )
+    draft = f"{number}. {essays[number % len(essays)].text}"
+    return Conversation().ask(draft, None, now_s=trio.current_time())
 
 
 @asynccontextmanager
@@ -177,7 +227,9 @@ async def _open(case: Case) -> AsyncIterator[tuple[Backend, Simulated]]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coach-cache-")))
         redis = await stack.enter_async_context(open_embedded(folder))
-        simulator = await stack.enter_async_context(open_simulated(folder, "--events-per-s", "200"))
+        simulator = await stack.enter_async_context(
+            open_simulated(folder, "--events-per-s", "200", *(() if case.cached else UNCACHED))
+        )
         path = folder / "coach.toml"
         path.write_text(
             f"""
@@ -208,6 +260,8 @@ COLUMNS: Final = {
     "writes": "writes",
     "reads": "reads",
     "pings": "pings",
+    "prompt_tokens": "prompt",
+    "output_tokens": "answer",
     "prompt_millidollars_per_turn": "prompt, m$ a turn",
     "millidollars_per_turn": "all, m$ a turn",
     "pings_millidollars": "pings, m$",

@@ -176,7 +176,10 @@ async def test_history_goes_into_the_next_prompt() -> None:
     assert "Remember the sea." in second
 
 
-CALM = "The sea was calm that day. Nobody who saw it could stay on the beach."
+CALM = (
+    "The sea was calm that day. We had come by the early train, with bread and a melon. "
+    "Nobody who saw it could stay on the beach."
+)
 
 
 @attrs.define
