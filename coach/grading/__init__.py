@@ -17,8 +17,9 @@ from .desk import Desk, Done, JobView
 from .grader import run_grader
 from .hours import Hours, work_within
 from .inbox import PRESENT_S, Inbox
+from .jobs import Claim, Latencies, Mode, QueueStatistics, Receiver
 from .judges import LENSES, OUTPUT_TOKENS_USUAL, Bench, Judge, JudgeOut, seat_panel
-from .queue import Claim, Latencies, Mode, Queue, QueueStatistics, Receiver
+from .queue import Queue
 from .readings import (
     SCORE_MAX,
     HandedIn,

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from ..store import RedisError
-from .queue import Claim
+from .jobs import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,8 @@ import msgspec
 import structlog
 
 from ..store import NotSent, RedisError
-from .queue import Queue, Receiver
+from .jobs import Receiver
+from .queue import Queue
 from .records import LANES
 from .scripts import ESSAYS
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from .. import config
     from ..store import Redis
-    from .queue import Mode
+    from .jobs import Mode
     from .records import Lane
     from .scripts import Keys
 

@@ -27,9 +27,9 @@ from ..store import ConnectionLost, NotSent, RedisError
 from .answers import kept_answer
 from .claiming import HAND_BACK_S_MAX, REDIS_PAUSE_S, Claimer, hand_back
 from .ensemble import combine, total
+from .jobs import Receiver
 from .judges import JudgeOut
 from .panel import hear
-from .queue import Receiver
 from .records import LANES
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from ..ops import Costs
     from .answers import Answer
     from .calibrations import Calibrations
+    from .jobs import Claim, Job
     from .judges import Judge
     from .panel import Hearing
-    from .queue import Claim, Job, Queue
+    from .queue import Queue
     from .records import Grade
     from .reviews import Reason, Reviews
     from .rubric import Rubric

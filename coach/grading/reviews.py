@@ -18,7 +18,8 @@ from .records import Submission
 if TYPE_CHECKING:
     from .. import config
     from ..store import Redis
-    from .queue import Job, Queue
+    from .jobs import Job
+    from .queue import Queue
     from .records import Grade
 
 Reason = Literal["disagreement", "sample", "audit"]

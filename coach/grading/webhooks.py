@@ -48,7 +48,7 @@ from .scripts import DELIVERIES
 if TYPE_CHECKING:
     from .. import config
     from ..store import Redis
-    from .queue import Announcement, Claim, Job
+    from .jobs import Announcement, Claim, Job
 
 log = structlog.get_logger()
 

@@ -12,7 +12,8 @@ import msgspec
 import trio
 
 from coach import config
-from coach.grading.queue import Claim, Queue
+from coach.grading.jobs import Claim
+from coach.grading.queue import Queue
 from coach.grading.records import LANES, Grade, Lane, Submission
 from coach.store import Redis
 from tests.support.valkey import open_test_redis

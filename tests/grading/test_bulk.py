@@ -13,7 +13,8 @@ import pytest
 
 from coach.errors import BadMessage, Overloaded
 from coach.grading.bulk import BulkJob, Feeder, again_id
-from coach.grading.queue import Claim, Queue
+from coach.grading.jobs import Claim
+from coach.grading.queue import Queue
 from coach.grading.reviews import Reviews
 from coach.store import Redis, ResponseError, script
 from tests.support.cancels import cancel_at_step

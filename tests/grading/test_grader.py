@@ -25,8 +25,9 @@ from coach.grading.calibration import Calibration, Line
 from coach.grading.calibrations import Calibrations, keep_calibration
 from coach.grading.desk import Desk
 from coach.grading.grader import run_grader
+from coach.grading.jobs import Claim, Receiver
 from coach.grading.judges import Judge
-from coach.grading.queue import Claim, Queue, Receiver
+from coach.grading.queue import Queue
 from coach.grading.records import LANES, Grade, SubmissionState
 from coach.grading.reviews import Reviews
 from coach.ops import Costs

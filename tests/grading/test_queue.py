@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from coach.errors import BadMessage, Conflict, Forbidden, Overloaded
-from coach.grading.queue import Claim, LaneStatistics, Queue, Receiver
+from coach.grading.jobs import Claim, LaneStatistics, Receiver
+from coach.grading.queue import Queue
 from coach.grading.records import LANES
 from coach.grading.scripts import UNIT
 from coach.store import Redis, ResponseError, script

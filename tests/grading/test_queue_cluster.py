@@ -13,7 +13,8 @@ import trio
 
 from coach.errors import Overloaded
 from coach.grading.desk import Desk
-from coach.grading.queue import Claim, Queue
+from coach.grading.jobs import Claim
+from coach.grading.queue import Queue
 from coach.grading.records import LANES, Submission
 from coach.store import NotSent, RedisError, open_redis
 from tests.store.test_cluster import open_cluster

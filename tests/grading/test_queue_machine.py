@@ -29,7 +29,8 @@ from hypothesis.stateful import (
 
 from coach.errors import Conflict, Forbidden, Overloaded
 from coach.grading.desk import Desk
-from coach.grading.queue import Claim, Queue
+from coach.grading.jobs import Claim
+from coach.grading.queue import Queue
 from coach.grading.records import LANES, Lane
 from coach.grading.scripts import UNIT
 from coach.store import Redis, open_redis

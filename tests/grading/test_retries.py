@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from coach.grading.queue import Claim
+from coach.grading.jobs import Claim
 from coach.grading.records import LANES
 
 from .support import broken_invariants, essay, let_leases_run_out, open_test_queue, take

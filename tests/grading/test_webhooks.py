@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 
 from coach import config
 from coach.grading.desk import Desk
-from coach.grading.queue import Claim, Queue
+from coach.grading.jobs import Claim
+from coach.grading.queue import Queue
 from coach.grading.webhooks import (
     ALONE_S_MAX,
     Courier,

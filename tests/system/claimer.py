@@ -18,7 +18,7 @@ import trio
 
 from coach import config
 from coach.grading import LENSES, Claim, Grade, Judge, Queue, Reviews, run_grader
-from coach.grading.queue import Receiver
+from coach.grading.jobs import Receiver
 from coach.providers import Prompt, Pseudonyms
 from coach.store import Redis, open_redis
 from tests.grading.fakes import RUBRIC, FakeBudget, FakeProvider, bench_of, essay_in, judged
