@@ -156,6 +156,7 @@ class CoachApp(QuartTrio):
             return
         if not parts.sessions.draining:
             parts.sessions.watch(connection.terminated, parts.nursery)
+        connection = attrs.evolve(connection, headers={})  # a browser's are 3 KB, for hours
         await serve_session(connection, parts.services, parts.sessions)
 
 

@@ -199,6 +199,8 @@ class Edge(TCPServer):
     async def _run(self) -> None:
         try:
             await self._serve()
+            if self._upgrade is not None:
+                await self._serve_websocket()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has gone
         except* Exception as group:
@@ -219,8 +221,6 @@ class Edge(TCPServer):
         if self._upgrade is None:
             self._head = head
             await super().run()
-        if self._upgrade is not None:
-            await self._serve_websocket(self._upgrade)
 
     async def _shake_hands(self, stream: trio.SSLStream[trio.SocketStream]) -> bool:
         """Begin TLS; False where the connection is over, also because HTTP/2 has served it."""
@@ -384,7 +384,7 @@ class Edge(TCPServer):
 
     # -- the WebSocket -------------------------------------------------------------------------
 
-    async def _serve_websocket(self, head: Head) -> None:
+    async def _serve_websocket(self) -> None:
         serve = getattr(self._application, "serve_websocket", None)
         if serve is None:
             await _refuse(self.stream, Refusal(404, "this application has no WebSocket"))
@@ -393,25 +393,36 @@ class Edge(TCPServer):
             # a session's outbox writes to the socket itself
             await _refuse(self.stream, Refusal(501, "WebSockets over TLS need a proxy in front"))
             return
-        rest = self._requests.take_rest()
-        connection = EdgeConnection(
-            stream=Replay(head.encode(upgrade=True) + rest, self.stream),
-            path=head.path,
-            headers={name: head.get(name) for name, _ in head.headers},
-            terminated=self.context.terminated,
-        )
+        assert self._upgrade is not None
         client: str | None = None  # for whom a proxy asks
         try:
             if self._addresses is not None:
                 if self._address is None:
-                    client = self._addresses.of_request(head)
+                    client = self._addresses.of_request(self._upgrade)
                 asks = self._address or client
                 if asks is not None:
                     self._addresses.upgrade(asks, trio.current_time())
             with _counted(self._addresses, client):
-                await serve(connection)
+                await serve(self._upgraded(self.stream))
         except Crowded as crowded:
             await _refuse(self.stream, _crowded(crowded))
+
+    def _upgraded(self, stream: trio.SocketStream) -> EdgeConnection:
+        """The connection as it goes to who serves WebSockets. Nothing of the request stays here.
+
+        A WebSocket is open for hours, and a request with its parser takes 5 KB.
+        """
+        head = self._upgrade
+        assert head is not None
+        rest = self._requests.take_rest()
+        self._head = self._upgrade = None
+        del self._requests
+        return EdgeConnection(
+            stream=Replay(head.encode(upgrade=True) + rest, stream),
+            path=head.path,
+            headers={name: head.get(name) for name, _ in head.headers},
+            terminated=self.context.terminated,
+        )
 
 
 @contextmanager

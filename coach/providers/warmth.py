@@ -74,11 +74,11 @@ class Interest:
     """Somebody who may come back to the prefixes they have used: a session that is open."""
 
     org: str
-    _prefixes: set[Prefix] = attrs.field(factory=set)
+    _prefixes: dict[Prefix, None] = attrs.field(factory=dict)  # empty, it is smaller than a set
 
     def take(self, prefix: Prefix) -> None:
         """It has asked with this prefix."""
-        self._prefixes.add(prefix)
+        self._prefixes[prefix] = None
         prefix.interests[self] = None
 
     def close(self) -> None:

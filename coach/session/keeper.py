@@ -66,6 +66,7 @@ class Keeper:
         self._away: dict[Session, float] = {}
         # those that speak, and nobody listens here: when they were written, or told on, last
         self._parting: set[Session] = set()  # over, but their last write is still to be made
+        self._writing: dict[Session, trio.Lock] = {}  # held while Redis is told how they stand
         self._wake = trio.Event()
 
     def touch(self, session: Session) -> None:
@@ -155,13 +156,18 @@ class Keeper:
         Raises:
           RedisError: it may have been written, or not.
         """
-        async with session.being_kept:
-            return "moved" if session.moved_to else await self._keep(session, parted=parted)
+        lock = self._writing.setdefault(session, trio.Lock())
+        try:
+            async with lock:
+                return "moved" if session.moved_to else await self._keep(session, parted=parted)
+        finally:
+            if not lock.locked():
+                self._writing.pop(session, None)
 
     async def _keep(self, session: Session, *, parted: bool) -> Kept:
         connected = session.link is not None
         said, is_whole = session.newest_since(session.kept_seq)
-        dirty, session.dirty = session.dirty, set()
+        dirty = session.take_dirty()
         state = session.state()
         identity = session.identity
         fields: dict[str, str | bytes] = {

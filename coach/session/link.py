@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Never, Protocol, cast, final
 
 import structlog
 import trio
@@ -31,6 +31,10 @@ from .wire import error_message
 from .writer import KernelSocket, Writer, WriterStream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from wsproto.handshake import H11Handshake
+
     from .auth import Identity
     from .registry import Sessions
     from .services import Services
@@ -44,6 +48,19 @@ GOODBYES: Final = frozenset({1000, 1001})
 """Close codes of a client that does not come back: it has said so, or its page was left."""
 FAULTS: Final = frozenset({1002, 1007, 1009})
 """With which the library closes by itself: the client has broken the protocol."""
+
+
+class _Established:
+    """In place of wsproto's handshake once that is over: it keeps the request and its parser.
+
+    They are 4 KB of each student's connection, and wsproto (1.3) only asks it for more events.
+    """
+
+    def events(self) -> Iterator[Never]:
+        return iter(())
+
+
+_ESTABLISHED: Final = cast("H11Handshake", _Established())
 
 
 class Connection(Protocol):
@@ -129,16 +146,9 @@ class Link:
           ConnectionClosed: the ordinary end.
         """
         server = self._services.settings.server
-        with trio.move_on_after(server.head_s_max) as handshake:
-            request = await wrap_server_stream(
-                self._nursery, self._stream, max_message_size=server.message_bytes_max
-            )
-            offered = wire.SUBPROTOCOL in request.proposed_subprotocols
-            self._websocket = await request.accept(
-                subprotocol=wire.SUBPROTOCOL if offered else None
-            )
-            self._stream.websocket = self._websocket
-        if handshake.cancelled_caught or self._websocket is None:
+        with trio.move_on_after(server.head_s_max):
+            self._websocket = self._stream.websocket = await self._shake_hands()
+        if self._websocket is None:
             return
         self._session = session = await self._greet(self._websocket, server.hello_s_max)
         if session is None:
@@ -157,6 +167,16 @@ class Link:
             raise
         finally:
             self._detach()
+
+    async def _shake_hands(self) -> WebSocketConnection:
+        server = self._services.settings.server
+        request = await wrap_server_stream(
+            self._nursery, self._stream, max_message_size=server.message_bytes_max
+        )
+        offered = wire.SUBPROTOCOL in request.proposed_subprotocols
+        websocket = await request.accept(subprotocol=wire.SUBPROTOCOL if offered else None)
+        websocket._wsproto.handshake = _ESTABLISHED  # noqa: SLF001  pinned by a test
+        return websocket
 
     def _detach(self) -> None:
         if self._session is not None:

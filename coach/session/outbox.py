@@ -46,7 +46,8 @@ class Outbox:
         self._bytes_max = bytes_max
         self._bytes = 0  # of `_unacked`
         self._seq = seq
-        self._unacked: deque[bytes] = deque()  # the frames up to `_seq`, without a gap
+        self._unacked: deque[bytes] | tuple[()] = ()
+        # the frames up to `_seq`, without a gap; an empty deque takes 760 bytes
         self._writer: Writer | None = None
 
     @property
@@ -67,12 +68,17 @@ class Outbox:
         message.seq = self._seq
         frame = text_frame(encode(message))
         if self._bytes_max:
-            self._unacked.append(frame)
-            self._bytes += len(frame) + FRAME_BYTES
-            while self._bytes > self._bytes_max:
-                self._bytes -= len(self._unacked.popleft()) + FRAME_BYTES
+            self._keep(frame)
         if self._writer is not None:
             self._writer.write(frame)
+
+    def _keep(self, frame: bytes) -> None:
+        kept = self._unacked or deque()
+        kept.append(frame)
+        self._bytes += len(frame) + FRAME_BYTES
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(kept.popleft()) + FRAME_BYTES
+        self._unacked = kept
 
     def attach(self, writer: Writer, welcome: Welcome, *, after: int) -> None:
         """Write `welcome`, then everything after the message number `after`, then what comes.
@@ -98,8 +104,13 @@ class Outbox:
 
     def ack(self, seq: int) -> None:
         """The client, or the worker that has the session now, has everything up to `seq`."""
-        for _ in range(min(len(self._unacked), len(self._unacked) - (self._seq - seq))):
-            self._bytes -= len(self._unacked.popleft()) + FRAME_BYTES
+        kept = self._unacked
+        if not kept:
+            return
+        for _ in range(min(len(kept), len(kept) - (self._seq - seq))):
+            self._bytes -= len(kept.popleft()) + FRAME_BYTES
+        if not kept:
+            self._unacked = ()
 
     def after(self, seq: int) -> list[bytes] | None:
         """The frames that follow number `seq`; None where some are not kept, or it never was."""

@@ -150,7 +150,6 @@ class Sessions:
         self._check(session)
         await self._nursery.start(session.live)
         self._add(session)
-        session.ready.set()
         self._nursery.start_soon(self._look_into_inbox, session)
         return session
 

@@ -21,7 +21,6 @@ each draft (at most three times the draft and 8,000 characters), `SUBMISSIONS_MA
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast, final
 
@@ -76,6 +75,11 @@ PUT_AWAY_S_MAX: Final = 10.0
 """How long it is tried to put a session away while Redis does not answer."""
 
 
+_NO_DRAFTS: Final[frozenset[str]] = frozenset()
+_READY: Final = trio.Event()
+_READY.set()
+
+
 @final
 class Session:
     """One student's session."""
@@ -115,15 +119,13 @@ class Session:
         self.previous = ""  # of the one before, until the client has spoken on its new link
         self.kept_seq = seq
         """Of what it has said, Redis or the worker that has it now knows it up to here."""
-        self.dirty: set[str] = set()
+        self.dirty: frozenset[str] = _NO_DRAFTS
         """Drafts that Redis does not have as they are."""
         self.kept_at = trio.current_time()
         """When Redis was told last."""
-        self.being_kept = trio.Lock()
-        """Held while Redis is told how it stands: in order, and once at a time."""
         self.moved_to: str | None = None
         """The worker that has it now."""
-        self.ready = trio.Event()
+        self.ready = _READY if name is None else trio.Event()
         """Set once a link may be attached: at once, unless another worker hands over."""
         self._services = services
         self._sessions = sessions
@@ -133,7 +135,7 @@ class Session:
         self._drafts: dict[str, DraftText] = {}
         self._turns: dict[str, Turn | Elsewhere] = {}
         # by request; ended ones stay until their task is done
-        self._history: deque[wire.FeedbackCopy] = deque(maxlen=HISTORY_TURNS)
+        self._history: tuple[wire.FeedbackCopy, ...] = ()  # the newest `HISTORY_TURNS`
         self._conversations: dict[str, Conversation] = {}  # by draft, of which was asked here
         self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
         self._told: dict[str, None] = {}  # submissions whose end was told, the oldest first
@@ -291,9 +293,14 @@ class Session:
                 for turn in self._turns.values()
                 if turn.outcome is None
             ),
-            feedback=tuple(self._history),
+            feedback=self._history,
             submissions=tuple(name for name, pending in self._mail.items() if pending.is_taken_in),
         )
+
+    def take_dirty(self) -> frozenset[str]:
+        """Drafts that Redis does not have as they are; the caller writes them."""
+        dirty, self.dirty = self.dirty, _NO_DRAFTS
+        return dirty
 
     def draft_copy(self, name: str) -> wire.DraftCopy:
         """A draft as it is."""
@@ -363,8 +370,8 @@ class Session:
         for copy in drafts:
             draft = self._drafts[copy.draft] = self._new_draft()
             draft.replace(copy.rev, copy.text)
-        self.dirty.update(self._drafts)
-        self._history.extend(state.feedback)
+        self.dirty |= self._drafts.keys()
+        self._remember(*state.feedback)
         if said is None:  # numbers that nobody has used: the client must not take them for known
             self.outbox = Outbox(
                 bytes_max=self._settings.unacked_bytes_max, seq=max(state.seq, last_seq) + 1
@@ -428,7 +435,7 @@ class Session:
     def relayed_all(self, feedback: Sequence[wire.FeedbackCopy]) -> None:
         """The worker that had it before has nothing more to say. Not a checkpoint."""
         known = {copy.request for copy in self._history}
-        self._history.extend(copy for copy in feedback if copy.request not in known)
+        self._remember(*(copy for copy in feedback if copy.request not in known))
         for turn in [turn for turn in self._turns.values() if isinstance(turn, Elsewhere)]:
             turn.fail(Interrupted("the server was lost: ask again"))
 
@@ -520,7 +527,7 @@ class Session:
 
     def _edited(self, name: str) -> None:
         if name not in self.dirty:
-            self.dirty.add(name)
+            self.dirty |= {name}
             self._sessions.touch_later(self)
 
     # -- feedback ------------------------------------------------------------------------------
@@ -576,7 +583,7 @@ class Session:
                 span.set("coach.time_to_first_token", turn.ttft_s)
             if turn.outcome == "done":
                 said = "".join(turn.text)
-                self._history.append(
+                self._remember(
                     wire.FeedbackCopy(
                         request=turn.request,
                         focus=message.focus or "",
@@ -604,6 +611,9 @@ class Session:
         return self._conversations.get(draft) or Conversation.after(
             [(copy.focus, copy.text) for copy in self._history if copy.draft == draft]
         )
+
+    def _remember(self, *feedback: wire.FeedbackCopy) -> None:
+        self._history = (*self._history, *feedback)[-HISTORY_TURNS:]
 
     # -- submissions ---------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from trio_websocket import open_websocket, wrap_client_stream
 
 from coach import config, edge
+from tests.support.parsers import request_parsers
 from tests.support.tiny_app import Served, open_server
 
 pytestmark = pytest.mark.real_time
@@ -112,6 +113,16 @@ async def test_a_kept_alive_websocket_outlives_the_keep_alive_timeout() -> None:
         await websocket.send_message("still here")
         assert await websocket.get_message() == "still here"
         await websocket.aclose()
+
+
+async def test_an_open_websocket_keeps_no_parser_of_the_edges() -> None:
+    """Its request and the parser would be 5 KB for as long as the student is there."""
+    async with open_server() as server:
+        before = len(request_parsers())
+        async with await server.connect() as stream:
+            await stream.send_all(upgrade())
+            await answer(stream, b"\r\n\r\n")
+            assert len(request_parsers()) - before == 1, "the one of the application's library"
 
 
 async def test_an_idle_kept_alive_connection_is_closed() -> None:

@@ -30,6 +30,7 @@ from coach.session.session import GRADE_POLL_S, PLACE_S, SUBMISSIONS_MAX, TURNS_
 from coach.store import NotSent
 from tests.support.cancels import cancel_at_step
 from tests.support.costs import exhaust
+from tests.support.parsers import request_parsers
 
 from .world import GRADE, Client, World, open_client, says, state, wire_pair
 
@@ -48,6 +49,13 @@ async def test_a_turn_is_started_streamed_and_done() -> None:
     assert done["usage"] == {"input": 50, "cached": 10, "output": 2}
     assert world.limits.ended == [62]
     assert world.balanced
+
+
+async def test_an_open_connection_keeps_no_parser_of_its_request() -> None:
+    """4 KB of each student's connection."""
+    before = len(request_parsers())
+    async with World(says("x")).student():
+        assert len(request_parsers()) == before
 
 
 async def test_the_line_is_shown_before_the_start() -> None:
