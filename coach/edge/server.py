@@ -53,6 +53,8 @@ LAST_CALL_S: Final = 0.5
 be answered with `Connection: close`. It would be lost, and it is this worker that accepted it."""
 FULL: Final = "this server is full: try again soon"
 CROWDED: Final = "too many connections from your address: try again soon"
+SOON_S: Final = 0.05
+"""Within which nearly all send their request: to watch for the shutdown meanwhile costs 0.1 ms."""
 LINGER_S_MAX: Final = 1.0
 """How long a refused client has to stop sending: a socket closed over unread bytes is reset, and
 the client may then lose the answer that explains it (RFC 9112 section 9.6)."""
@@ -267,6 +269,8 @@ class Edge(TCPServer):
 
         Browsers open connections ahead of need: such a one ends without a word.
         """
+        with trio.move_on_after(SOON_S):
+            return await self.stream.receive_some(RECEIVE_BYTES)
         data: bytes | bytearray = b""
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = deadline

@@ -106,14 +106,7 @@ class Keeper:
         """Write what is due, until cancelled. Redis may come and go."""
         while True:
             await self._wait()
-            now = trio.current_time()
-            due = [session for session, when in self._due.items() if when <= now]
-            for session, when in list(self._later.items()):
-                if when > now:
-                    break
-                due.append(session)
-            due += [session for session, at in self._away.items() if _has_news(session, now - at)]
-            await self._write_all(dict.fromkeys(due))
+            await self._write_all(self._take_due())
 
     async def _wait(self) -> None:
         """Until something may be due: a tick, or the next draft, or a touch."""
@@ -122,6 +115,16 @@ class Keeper:
             with trio.move_on_at(next(iter(self._later.values()), inf)):
                 await self._wake.wait()
         await trio.sleep(TICK_S)
+
+    def _take_due(self) -> dict[Session, None]:
+        now = trio.current_time()
+        due = [session for session, when in self._due.items() if when <= now]
+        for session, when in list(self._later.items()):
+            if when > now:
+                break
+            due.append(session)
+        due += [session for session, at in self._away.items() if _has_news(session, now - at)]
+        return dict.fromkeys(due)
 
     async def _write_all(self, sessions: dict[Session, None]) -> None:
         moved: dict[str, list[Session]] = {}

@@ -83,6 +83,7 @@ async def serve_session(connection: Connection, services: Services, sessions: Se
     Never raises for what the peer does. The stream is closed on return. Cancelling it closes the
     socket without ceremony; the session is detached, as after a lost connection.
     """
+    link: Link | None = None
     try:
         async with trio.open_nursery() as nursery:
             link = Link(connection, nursery, services, sessions)
@@ -98,6 +99,8 @@ async def serve_session(connection: Connection, services: Services, sessions: Se
         log.exception("session_failed")
     finally:
         await trio.aclose_forcefully(connection.stream)
+        if link is not None:
+            link.release()
 
 
 @final
@@ -338,6 +341,15 @@ class Link:
         self.writer.abandon()
         self._detach()
         self._nursery.cancel_scope.cancel(reason)
+
+    def release(self) -> None:
+        """It has ended, with all its tasks: let go of what refers to it. Not a checkpoint.
+
+        A link that is its own parts' would stay until the garbage collector looks for it: after
+        hours, where it has been open for hours, and for as long as all students wait.
+        """
+        self.writer.abandon()
+        self._stream.websocket = None
 
     def _broken(self, reason: str) -> None:
         """Nothing more can be written: the writer says so."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -56,6 +58,30 @@ async def test_an_open_connection_keeps_no_parser_of_its_request() -> None:
     before = len(request_parsers())
     async with World(says("x")).student():
         assert len(request_parsers()) == before
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["closed", "lost"])
+async def test_a_connection_that_has_ended_leaves_nothing_to_the_garbage_collector(
+    goodbye: bool,
+) -> None:
+    """Which looks at those who were here for hours seldom, and stops everybody meanwhile."""
+    world = World(says("x"))
+    gc.collect()
+    gc.disable()
+    try:
+        async with world.at_home():
+            async with world.student() as student:
+                (session,) = world.sessions._by_id.values()
+                link = weakref.ref(session.link)
+                of_session = weakref.ref(session)
+                del session
+                if goodbye:
+                    await student.websocket.aclose()
+            with trio.fail_after(5):
+                while of_session() is not None or link() is not None:  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+    finally:
+        gc.enable()
 
 
 async def test_the_line_is_shown_before_the_start() -> None:
