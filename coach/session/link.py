@@ -343,13 +343,15 @@ class Link:
         self._nursery.cancel_scope.cancel(reason)
 
     def release(self) -> None:
-        """It has ended, with all its tasks: let go of what refers to it. Not a checkpoint.
+        """It has ended, with all its tasks: let go of its parts. Not a checkpoint.
 
-        A link that is its own parts' would stay until the garbage collector looks for it: after
-        hours, where it has been open for hours, and for as long as all students wait.
+        They refer to it, and would stay until the garbage collector looks for them: after hours,
+        where they have been there for hours, and all students wait meanwhile.
         """
         self.writer.abandon()
         self._stream.websocket = None
+        self._websocket = None
+        del self.writer, self._stream, self._allowance
 
     def _broken(self, reason: str) -> None:
         """Nothing more can be written: the writer says so."""

@@ -189,17 +189,9 @@ class Writer:
                 await self._drained.wait()
 
     def abandon(self) -> None:
-        """Write nothing more: the socket is about to be closed. `on_end` is not called.
-
-        It is forgotten: what it belongs to has this writer, and would wait for the collector.
-        """
+        """Write nothing more: the socket is about to be closed. `on_end` is not called."""
         self._closed = True
         self._buffer.clear()
-        self._on_end = _nobody_asks
-
-
-def _nobody_asks(reason: str) -> None:
-    """In place of `on_end`, where nobody waits for the end any more."""
 
 
 @final
