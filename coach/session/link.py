@@ -351,7 +351,7 @@ class Link:
         self.writer.abandon()
         self._stream.websocket = None
         self._websocket = None
-        del self.writer, self._stream, self._allowance
+        del self.writer, self._outbox, self._stream, self._allowance
 
     def _broken(self, reason: str) -> None:
         """Nothing more can be written: the writer says so."""
