@@ -6,7 +6,6 @@ Opened in order, closed in reverse; everything started here ends inside its `asy
 from __future__ import annotations
 
 import resource
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -24,6 +23,7 @@ from . import config
 from .budget import Ask, EndpointBudget, open_endpoint_budget
 from .errors import ConfigurationError
 from .grading import Bench, Queue, Rubric, load_rubric
+from .incarnation import new_name
 from .ops import Costs, Prices, health, load_prices, metrics, open_costs, traces
 from .providers import (
     ANTHROPIC_PRICE,
@@ -101,7 +101,7 @@ async def open_backend(settings: config.Settings, *, role: str) -> AsyncIterator
     rubric = load_rubric(settings.grading.rubric)
     files = _raise_file_limit()
     prices = load_prices(settings)
-    worker = f"{role}-{secrets.token_hex(4)}"
+    worker = new_name(role)
     url = settings.redis.url or await find_embedded(settings.data_path)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(traces.open_traces(settings.traces, worker=worker))

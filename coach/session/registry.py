@@ -24,11 +24,12 @@ import trio
 from .. import config
 from ..errors import Overloaded, RateLimited
 from ..grading import PRESENT_S
+from ..incarnation import has_ended
 from ..ops import metrics
 from ..store import RedisError
 from ..throttle import Throttle
 from .allowance import open_throttle
-from .keeper import Keeper
+from .keeper import STILL_S, Keeper
 from .mail import ClaimMail, GradeMail, HandoverMail, Mail, RelayMail, RevokedMail, StopMail, parse
 from .resume import Claim, Handover, new_token, split_token
 from .session import Elsewhere, Session
@@ -50,6 +51,8 @@ PINGS_AT_ONCE: Final = 64
 """Links looked at before feedback gets its turn again: a ping is a system call."""
 HANDOVER_S_MAX: Final = 1.0
 """How long another worker has to answer for a session; then it counts as dead."""
+LOOK_S: Final = 0.1
+"""Between two looks whether it has ended, which shows where it is on this machine."""
 SILENCE_S_MAX: Final = 10.0
 """Of a worker whose turns are told here; it says something every `keeper.STILL_S`."""
 DRAIN_SPREAD: Final = 0.5
@@ -235,7 +238,8 @@ class Sessions:
 
     async def _take_over(self, session: Session, claim: Claim, last_seq: int) -> None:
         """Get from the worker that has had the session, or from its record, what there is."""
-        if claim.worker not in {"", self._worker}:
+        holder = claim.worker
+        if holder not in {"", self._worker} and not has_ended(holder):
             letter = {
                 "kind": "claim",
                 "session": session.id,
@@ -244,9 +248,9 @@ class Sessions:
                 "last_seq": str(last_seq),
             }
             try:
-                await self._records.post(claim.worker, letter)
+                await self._records.post(holder, letter)
                 with trio.move_on_after(HANDOVER_S_MAX):
-                    await session.ready.wait()
+                    await _wait_answer(session, holder)
             except RedisError as error:
                 log.warning("claim_without_redis", session=session.id, error=str(error))
         if session.ready.is_set():
@@ -270,17 +274,17 @@ class Sessions:
             last_seq=session.outbox.seq,
         )
         if session.has_turns:
-            self._nursery.start_soon(self._listen, session)
+            self._nursery.start_soon(self._listen, session, mail.worker)
 
-    async def _listen(self, session: Session) -> None:
+    async def _listen(self, session: Session, worker: str) -> None:
         """Until the other worker has said all, or nothing for too long."""
         key = (session.id, session.epoch - 1)
         while key in self._heard and not session.is_over:
             silence_s = trio.current_time() - self._heard[key].at
-            if silence_s > SILENCE_S_MAX:
+            if silence_s > SILENCE_S_MAX or (silence_s > STILL_S and has_ended(worker)):
                 session.relayed_all(())
                 break
-            await trio.sleep(SILENCE_S_MAX - silence_s + 0.01)
+            await trio.sleep(min(STILL_S, SILENCE_S_MAX - silence_s) + 0.01)
         self._heard.pop(key, None)
 
     def _relay(self, mail: RelayMail) -> None:
@@ -584,6 +588,15 @@ class Sessions:
                 session = self._by_id.get(mail.session)
                 if session is not None:
                     session.deliver(mail.submission, mail.answer())
+
+
+async def _wait_answer(session: Session, holder: str) -> None:
+    """Until `holder` has handed the session over, or cannot any more."""
+    is_in_vain = False
+    while not (session.ready.is_set() or is_in_vain):
+        is_in_vain = has_ended(holder)  # what it wrote before may be on its way
+        with trio.move_on_after(LOOK_S):
+            await session.ready.wait()
 
 
 def _user_of(session: Session) -> tuple[str, str]:

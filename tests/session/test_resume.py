@@ -6,6 +6,9 @@ up one by one, so that nothing is lost or doubled wherever these tests go on.
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ import trio
 from prometheus_client import Counter
 
 from coach import config
+from coach.incarnation import new_name
 from coach.ops import metrics
-from coach.session.registry import HANDOVER_S_MAX
+from coach.session.registry import HANDOVER_S_MAX, SILENCE_S_MAX
 from coach.session.resume import split_token
 from tests.support.cancels import cancel_at_step
 
@@ -202,6 +206,75 @@ async def test_a_killed_worker_s_turn_is_interrupted_and_can_be_asked_again() ->
             assert snapshot["running"] == []
             await again.send(type="feedback", request="r2", draft="d")
             assert text_of(await again.until("done")) == "".join(WORDS)
+
+
+@contextmanager
+def a_process() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A name for a worker, of a process that runs, and what kills it."""
+    process = subprocess.Popen(["sleep", "600"])
+
+    def kill() -> None:
+        process.kill()
+        process.wait()
+
+    try:
+        yield new_name("w1", process.pid), kill
+    finally:
+        kill()
+
+
+async def test_a_worker_that_was_killed_on_this_machine_is_not_waited_for() -> None:
+    """Its name tells where to look, so no letter is written to it: one round trip in all."""
+    one, two = two_worlds()
+    with a_process() as (one.worker, kill):
+        async with one.at_home(), two.at_home(), one.student() as first:
+            await first.ask("r1")
+            await first.until("done")
+            await trio.sleep(1.0)
+            kill()
+            one.records.dead.add(one.worker)
+            async with two.connected() as again:
+                trips, began = one.records.trips, trio.current_time()
+                welcome = await again.hello(**token_of(first))
+                assert trio.current_time() - began < 0.01
+                assert one.records.trips - trips == 1
+                assert [f["request"] for f in welcome["snapshot"]["feedback"]] == ["r1"]
+
+
+async def test_a_worker_that_is_killed_before_it_answers_is_not_waited_for() -> None:
+    one, two = two_worlds()
+    with a_process() as (one.worker, kill):
+
+        async def die(kind: str) -> None:
+            one.records.dead.add(one.worker)
+            kill()
+
+        one.records.on_post = die
+        async with one.at_home(), two.at_home(), one.student() as first:
+            await first.ask("r1")
+            await first.until("done")
+            await trio.sleep(1.0)
+            async with two.connected() as again:
+                began = trio.current_time()
+                await again.hello(**token_of(first))
+                assert trio.current_time() - began < HANDOVER_S_MAX / 2
+
+
+async def test_a_worker_that_is_killed_after_it_has_handed_over_is_missed_soon() -> None:
+    """The turn that it still told of is interrupted, long before its silence would say so."""
+    one, two = two_worlds()
+    with a_process() as (one.worker, kill):
+        async with one.at_home(), two.at_home(), one.connected() as first:
+            await begin(one, first, words=1)
+            async with two.connected() as again:
+                await again.hello(**token_of(first))
+                await again.until("delta")
+                began = trio.current_time()
+                one.records.dead.add("w-2")
+                kill()
+                error = (await again.until("error"))[-1]
+                assert (error["code"], error["request"]) == ("interrupted", "r1")
+                assert trio.current_time() - began < SILENCE_S_MAX / 2
 
 
 async def test_killed_while_its_client_was_away_nothing_that_was_said_is_lost() -> None:
