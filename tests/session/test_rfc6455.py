@@ -381,7 +381,7 @@ async def _receive(
         if not data:
             return
         if not seen.closes:
-            protocol.receive_data(data)
+            protocol.receive_data(bytes(data))
 
 
 @pytest.mark.parametrize("name", CASES)
