@@ -23,7 +23,9 @@ from .keys import ALGORITHMS, Keyring, open_keyring
 
 Role = Literal["student", "educator", "operator"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_ORG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_USER: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.@|:+=~-]{0,127}")
+"""As identity providers name people: `auth0|5f7c…`, `f:<uuid>:ana`, base64url, e-mail addresses."""
 
 
 @attrs.frozen
@@ -81,9 +83,12 @@ class Authority:
             raise ValueError("auth.secret is not set: tokens come from your identity provider")
         if role not in ROLES:
             raise ValueError(f"role {role!r}: one of {', '.join(ROLES)}")
-        for name in (user, org):
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a name of letters, digits and _.@-, at most 64")
+        if not _USER.fullmatch(user):
+            raise ValueError(
+                f"{user!r} is not a name of letters, digits and _.@|:+=~-, at most 128"
+            )
+        if not _ORG.fullmatch(org):
+            raise ValueError(f"{org!r} is not a name of letters, digits and _.@-, at most 64")
         now = int(time.time())
         expires_at = now + int(self._token_s)
         claims = {"sub": user, "org": org, "role": role, "iat": now, "exp": expires_at}
@@ -125,7 +130,10 @@ class Authority:
             raise Unauthenticated(f"not a valid token: {error}") from None
         user, org = claims["sub"], claims.get("org", "default")
         role = claims.get("role", "student")
-        names_are_good = all(isinstance(n, str) and _NAME.fullmatch(n) for n in (user, org))
+        names_are_good = all(
+            isinstance(name, str) and form.fullmatch(name)
+            for name, form in ((user, _USER), (org, _ORG))
+        )
         if not names_are_good or role not in ROLES:
             raise Unauthenticated("not a valid token: sub, org or role is malformed")
         return Identity(user, org, cast("Role", role), float(claims["exp"]))

@@ -31,6 +31,8 @@ from coach.store import open_embedded
 AT_ONCE: Final = 200
 """Of the students who come after the storm, on their way at a time."""
 WARM_UP: Final = 20
+STUDENTS_MAX: Final = 100_000
+"""From one address: all of them are."""
 SETTLE_S: Final = 2.0
 COLUMNS: Final = (
     "workers",
@@ -205,6 +207,8 @@ async def _open_coach(plan: Plan, folder: Path) -> AsyncIterator[Coach]:
         config.write_text(
             f'data_dir = "{folder}"\n[redis]\nurl = "{redis.url}"\n'
             f'[server]\nbind = "127.0.0.1:{port}"\nworkers = {plan.workers}\n'
+            f"connections_per_address = {STUDENTS_MAX}\n"
+            f"connects_per_address_per_minute = {STUDENTS_MAX}\n"
             f'[auth]\nmode = "jwt"\nsecret = "{secret}"\n[log]\nlevel = "warning"\n'
             f'[[provider]]\nname = "simulator"\nbase_url = "{provider.url}"\nmodel = "sim-1"\n'
             f'api_key = "bench"\nca_file = "{provider.ca}"\n'

@@ -57,7 +57,24 @@ def test_what_is_no_token(claims: dict[str, object], key: str | None, algorithm:
         AUTHORITY.verify(jwt.encode(claims, key, algorithm=algorithm))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("user", ["", "a b", "{x}", "x" * 65, "é"])
+@pytest.mark.parametrize(
+    "user",
+    [
+        "auth0|507f1f77bcf86cd799439011",
+        "google-oauth2|103547991597142817347",
+        "f:4ae9f0b2-8c63:ana",
+        "_AAAAAIkzqFVrSaSaFHy782bbtaQ",
+        "-h4kq_3",
+        "ana+essays@school.example",
+        "x" * 128,
+    ],
+)
+def test_users_are_named_as_identity_providers_name_them(user: str) -> None:
+    token, _ = AUTHORITY.issue(user=user, org="school", role="student")
+    assert AUTHORITY.verify(token).user == user
+
+
+@pytest.mark.parametrize("user", ["", "a b", "{x}", "x" * 129, "é", "a/b", "*", "[a]", "|a"])
 def test_names_that_would_not_fit_a_redis_key_are_not_issued(user: str) -> None:
     with pytest.raises(ValueError, match="letters"):
         AUTHORITY.issue(user=user, org="school", role="student")
