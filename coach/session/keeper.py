@@ -249,7 +249,7 @@ class Keeper:
             if not is_whole:
                 session.end("more was said than is kept")  # the silence tells it there
                 continue
-            is_over = not session.has_turns
+            is_over = not session.has_work
             letter: dict[str, str | bytes] = {
                 "kind": "relay",
                 "session": session.id,
@@ -280,4 +280,4 @@ def _has_news(session: Session, since_s: float) -> bool:
     speaks = session.outbox.seq != session.kept_seq
     if session.moved_to is None:
         return speaks and since_s >= TAIL_S
-    return (speaks and since_s >= RELAY_S) or not session.has_turns or since_s > STILL_S
+    return (speaks and since_s >= RELAY_S) or not session.has_work or since_s > STILL_S

@@ -141,6 +141,10 @@ class Sessions:
         here = sum(session.turns_running for session in self._by_id.values())
         return here + sum(session.turns_running for session in self._moved.values())
 
+    def _works(self) -> bool:
+        sessions = (*self._by_id.values(), *self._moved.values())
+        return any(session.works_here for session in sessions)
+
     # -- sessions begin, and come back ---------------------------------------------------------
 
     async def begin(self, identity: Identity) -> Session:
@@ -273,7 +277,7 @@ class Sessions:
             source=source,
             last_seq=session.outbox.seq,
         )
-        if session.has_turns:
+        if session.has_work:
             self._nursery.start_soon(self._listen, session, mail.worker)
 
     async def _listen(self, session: Session, worker: str) -> None:
@@ -502,7 +506,7 @@ class Sessions:
         self.drain()
         deadline = self._drained_at + self._server.drain_s * until_share
         with trio.move_on_at(deadline):
-            while self.turns_running:  # noqa: ASYNC110  many events, and a few looks suffice
+            while self._works():  # noqa: ASYNC110  many events, and a few looks suffice
                 await trio.sleep(0.05)
         with trio.move_on_at(deadline + PUT_AWAY_S):
             async with trio.open_nursery() as nursery:

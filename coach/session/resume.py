@@ -53,7 +53,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     turns: tuple[Running, ...]
     feedback: tuple[FeedbackCopy, ...]
     submissions: tuple[str, ...]
-    """Essays that are on disk and of which no grade was said."""
+    """Essays that were taken in and of which no grade was said."""
+    at_once: tuple[str, ...] = ()
+    """Those of them that are graded where the session is, and are in no queue."""
 
 
 @attrs.frozen

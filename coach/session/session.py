@@ -42,7 +42,7 @@ from .turn import Interrupted, Turn, TurnCancelled
 from .wire import error_message
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from ..errors import Code
     from ..grading import Grade, SubmissionState
@@ -149,9 +149,14 @@ class Session:
         return sum(isinstance(turn, Turn) for turn in self._turns.values())
 
     @property
-    def has_turns(self) -> bool:
-        """Turns are under way, here or on the worker that had it before."""
-        return bool(self._turns)
+    def has_work(self) -> bool:
+        """Turns, or essays outside the queue, are under way, here or where it was before."""
+        return bool(self._turns) or any(pending.is_at_once for pending in self._mail.values())
+
+    @property
+    def works_here(self) -> bool:
+        """Likewise, but here."""
+        return self.turns_running > 0 or any(self._graded_here())
 
     @property
     def is_over(self) -> bool:
@@ -260,13 +265,20 @@ class Session:
         """Turns go on for `detached_s`; then they end, and the session is put away in Redis."""
         with away:
             with trio.move_on_after(self._settings.detached_s):
-                await self._wait_turns()
+                await self._wait_work()
                 await trio.sleep(STAY_S)
             await self.put_away("you were away for too long: ask again")
 
-    async def _wait_turns(self) -> None:
+    async def _wait_work(self) -> None:
         for turn in list(self._turns.values()):
             await turn.done.wait()
+        for pending in list(self._mail.values()):
+            if pending.is_at_once:
+                await pending.come.wait()
+
+    def _graded_here(self) -> Iterator[_Pending]:
+        """Essays that no grader has, and nobody else will grade."""
+        return (each for each in self._mail.values() if each.is_at_once and each.text is not None)
 
     async def put_away(self, reason: str) -> None:
         """End turns, write all down in Redis for whoever goes on with it, and end here.
@@ -275,7 +287,8 @@ class Session:
         """
         for turn in list(self._turns.values()):
             turn.cancel(Interrupted(reason))
-        await self._wait_turns()
+        for turn in list(self._turns.values()):
+            await turn.done.wait()
         with trio.move_on_after(PUT_AWAY_S_MAX):
             await self._sessions.put_away(self)
         if self.moved_to is None:
@@ -295,6 +308,7 @@ class Session:
             ),
             feedback=self._history,
             submissions=tuple(name for name, pending in self._mail.items() if pending.is_taken_in),
+            at_once=tuple(name for name, pending in self._mail.items() if pending.is_at_once),
         )
 
     def take_dirty(self) -> frozenset[str]:
@@ -341,7 +355,8 @@ class Session:
             self._away.cancel("another worker has the session")
             self._away = None
         for pending in self._mail.values():
-            pending.scope.cancel("another worker has the session")
+            if not pending.is_at_once:
+                pending.scope.cancel("another worker has the session")
         if frames is None:
             for turn in list(self._turns.values()):
                 turn.retell()
@@ -390,7 +405,7 @@ class Session:
         if source is None and said is not None:
             self._interrupt(state, said)
         for name in state.submissions:
-            self._adopt(name)
+            self._adopt(name, is_at_once=source is not None and name in state.at_once)
         self.ready.set()
 
     def _interrupt(self, state: State, said: Sequence[bytes | msgspec.Raw]) -> None:
@@ -412,6 +427,10 @@ class Session:
         if isinstance(turn, Elsewhere):  # else it was stopped, or the student has asked anew
             turn.hear(message)
             self.outbox.send(message)
+        elif isinstance(message, wire.Grade | wire.Error | wire.Grading):
+            pending = self._mail.get(message.submission or "")
+            if pending is not None and pending.is_at_once:
+                self.deliver(message.submission or "", message)
 
     def _replay(self, message: wire.ServerMessage) -> None:
         """Say what the worker that had it before has said already."""
@@ -438,6 +457,8 @@ class Session:
         self._remember(*(copy for copy in feedback if copy.request not in known))
         for turn in [turn for turn in self._turns.values() if isinstance(turn, Elsewhere)]:
             turn.fail(Interrupted("the server was lost: ask again"))
+        for pending in self._mail.values():
+            pending.is_at_once &= pending.text is not None  # else it is known now, or lost
 
     def drop_elsewhere(self, turn: Elsewhere) -> None:
         """A turn that runs elsewhere has ended."""
@@ -461,7 +482,7 @@ class Session:
             await trio.sleep(begin_s)
             if self.link is link:
                 self.outbox.send(wire.Draining())
-            await self._wait_turns()
+            await self._wait_work()
         if self.link is not link:
             return
         if not self.is_resumable:
@@ -470,10 +491,17 @@ class Session:
         link.leave(RESTARTS, "service restart")
 
     def interrupt(self, reason: str) -> None:
-        """End what still runs. Not a checkpoint."""
+        """End what still runs. Not a checkpoint.
+
+        Essays that are graded at once are missed by the worker that has the session now; what has
+        not moved is written down with them.
+        """
         for turn in self._turns.values():
             if isinstance(turn, Turn):
                 turn.cancel(Interrupted(reason))
+        if self.moved_to is not None:
+            for pending in self._graded_here():
+                pending.scope.cancel(reason)
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -639,9 +667,10 @@ class Session:
         pending = self._mail[message.submission] = _Pending(message.text)
         self._start(self._run_submission, message.submission, pending, message)
 
-    def _adopt(self, submission: str) -> None:
+    def _adopt(self, submission: str, *, is_at_once: bool) -> None:
         """Wait for the grade of an essay that was handed in on another worker."""
-        pending = self._mail[submission] = _Pending(None, is_taken_in=True)
+        pending = _Pending(None, is_taken_in=True, is_at_once=is_at_once)
+        self._mail[submission] = pending
         self._start(self._run_submission, submission, pending, None)
 
     async def _run_submission(
@@ -668,6 +697,7 @@ class Session:
             answer = error_message(bug, submission=submission)
         finally:
             del self._mail[submission]
+            pending.come.set()
             self._sessions.touch(self)
         if answer is None:
             return  # another worker waits for it now
@@ -703,7 +733,7 @@ class Session:
             if "queue" not in off or await self._must_queue(submission):
                 state = await services.queue.submit(submission)
             reservation.settle(0)
-            pending.is_taken_in = True
+            pending.is_taken_in, pending.is_at_once = True, state is None
             self.outbox.send(wire.Grading(submission=submission.id, flags_off=off))
             self._sessions.touch(self)
         answer = None if state is None else _answer(state)
@@ -761,6 +791,8 @@ class Session:
                 log.warning("grade_waits_for_redis", submission=submission, error=str(error))
                 continue
             if state is None:
+                if pending.is_at_once:
+                    continue  # it is graded where the session was before
                 raise Interrupted("this submission is not known any more: submit again")
             answer = _answer(state)
             if answer is not None:
@@ -826,10 +858,12 @@ class _Pending:
     text: str | None
     """None where another worker has taken it in."""
     is_taken_in: bool = False
-    """The student was told that it is on disk."""
+    """The student was told that it is on disk, or graded at once."""
+    is_at_once: bool = False
+    """It is graded at once, here or where the session was before, and is in no queue."""
     answer: wire.Grade | wire.Error | None = None
     come: trio.Event = attrs.field(factory=trio.Event)
-    """Set with `answer`."""
+    """Set with `answer`, and once nobody waits for one."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 

@@ -37,6 +37,7 @@ class Fake:
     kept_at: float = inf
     expires_at: float = inf
     turns_running: int = 1
+    works_here: bool = True
 
     org: str = "school"
     is_over: bool = False

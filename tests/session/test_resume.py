@@ -16,6 +16,7 @@ import trio
 from prometheus_client import Counter
 
 from coach import config
+from coach.errors import ProviderUnavailable
 from coach.incarnation import new_name
 from coach.ops import metrics
 from coach.session.registry import HANDOVER_S_MAX, SILENCE_S_MAX
@@ -583,3 +584,72 @@ async def test_a_place_in_the_line_is_kept_while_the_phone_is_away() -> None:
                 await again.websocket.aclose()
     assert len(one.patiences) == 2, "each turn has asked for its place once"
     assert not two.patiences
+
+
+async def moved_while_graded(
+    one: World, two: World, *, then: Callable[[], object] = lambda: None
+) -> list[dict[str, Any]]:
+    """What a student hears who hands in at `one`, without the queue, and comes back to `two`."""
+    async with one.at_home(), two.at_home(), one.student() as first:
+        await first.submit("s1")
+        await first.until("grading")
+        await trio.sleep(0.1)
+        await drop(first)
+        async with two.connected() as again:
+            await again.hello(**token_of(first))
+            then()
+            got = await again.until("grade", "error")
+            await again.websocket.aclose()
+    assert (len(one.graded_at_once), len(two.graded_at_once)) == (1, 0)
+    assert one.grading_open == 0
+    return got
+
+
+AT_ONCE = config.Rollout(queue=0)
+
+
+@pytest.mark.parametrize("grade_s", [0.2, 5.0, 9.0])
+async def test_an_essay_that_is_graded_at_once_is_told_where_its_author_is_then(
+    grade_s: float,
+) -> None:
+    """It is in no queue: the worker that has it grades it to the end, as it does with turns."""
+    *before, grade = await moved_while_graded(*two_worlds(rollout=AT_ONCE, grade_s=grade_s))
+    assert (grade["type"], grade["submission"], grade["score"]) == ("grade", "s1", GRADE.score)
+    assert [message.get("delayed") for message in before] == [True] * (grade_s > 8)
+
+
+async def test_why_it_could_not_be_graded_is_told_there_too() -> None:
+    away = ProviderUnavailable("the essay could not be graded", retry_after_s=3.0)
+    worlds = two_worlds(rollout=AT_ONCE, grade_s=2.0, no_grade=away)
+    (error,) = await moved_while_graded(*worlds)
+    assert (error["submission"], error["code"]) == ("s1", "provider_unavailable")
+
+
+async def test_an_essay_that_its_worker_has_lost_may_be_handed_in_again() -> None:
+    one, two = two_worlds(rollout=AT_ONCE, grade_s=7.0)
+    (error,) = await moved_while_graded(one, two, then=lambda: one.records.dead.add("w-2"))
+    assert (error["submission"], error["code"]) == ("s1", "interrupted")
+
+
+async def test_an_essay_that_is_graded_at_once_is_graded_while_its_author_is_away() -> None:
+    one, _ = two_worlds(rollout=AT_ONCE, grade_s=7.0)
+    async with one.at_home(), one.student() as first:
+        await first.submit("s1")
+        await first.until("grading")
+        await drop(first)
+        await trio.sleep(20)
+        assert len(one.sessions) == 0, "put away once there was nothing to do"
+        assert one.grading_open == 0
+        assert len(one.mailed) == 1, "graded, and told to all of theirs"
+
+
+async def test_a_worker_that_drains_grades_to_the_end_what_is_in_no_queue() -> None:
+    one, two = two_worlds(rollout=AT_ONCE, grade_s=2.0)
+    async with two.at_home(), one.at_home(), one.student() as first:
+        await first.submit("s1")
+        await first.until("grading")
+        one.sessions.drain()
+        *_, grade = await first.until("grade", "error")
+        assert grade["type"] == "grade"
+        await one.sessions.settle(0.75)
+    assert one.grading_open == 0
