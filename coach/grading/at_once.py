@@ -3,8 +3,8 @@
 Servers without a queue do so: whoever takes the essay in asks the judges and waits. The same panel
 reads it by the same rules, and the grade is kept like any other. What is missing is what the queue
 is for: nothing is on disk until the grade is, so that an essay whose process goes away meanwhile is
-lost, or whose student leaves for good; nobody tries again; nothing bounds how many are graded at once; and one that is
-handed in again meanwhile is graded again.
+lost, or whose student leaves for good; nobody tries again; nothing bounds how many are graded at
+once; and one that is handed in again meanwhile is graded again.
 
 Memory: for each essay its text and its judges' answers (64 KiB each).
 """
