@@ -420,7 +420,7 @@ class Edge(TCPServer):
         assert head is not None
         rest = self._requests.take_rest()
         self._head = self._upgrade = None
-        del self._requests
+        del self._requests, self._answered, self.send_lock, self.idle_task
         return EdgeConnection(
             stream=Replay(head.encode(upgrade=True) + rest, stream),
             path=head.path,
