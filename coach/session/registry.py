@@ -29,10 +29,11 @@ from ..ops import metrics
 from ..store import RedisError
 from ..throttle import Throttle
 from .allowance import open_throttle
+from .elsewhere import Elsewhere
 from .keeper import STILL_S, Keeper
 from .mail import ClaimMail, GradeMail, HandoverMail, Mail, RelayMail, RevokedMail, StopMail, parse
 from .resume import Claim, Handover, new_token, split_token
-from .session import Elsewhere, Session
+from .session import Session
 
 if TYPE_CHECKING:
     from ..store import Redis
@@ -400,7 +401,7 @@ class Sessions:
                 if state is None:
                     await queue.inbox.told(who.org, who.user, submission)
                 else:
-                    session.recall(state)
+                    session.essays.recall(state)
         except RedisError as error:
             log.warning("inbox_without_redis", session=session.id, error=str(error))
 
@@ -587,11 +588,11 @@ class Sessions:
                     session.revoke()
             case GradeMail() if mail.org:
                 for session in list(self._of_user.get((mail.org, mail.user), ())):
-                    session.hear_of(mail.submission, mail.answer())
+                    session.essays.hear_of(mail.submission, mail.answer())
             case _:
                 session = self._by_id.get(mail.session)
                 if session is not None:
-                    session.deliver(mail.submission, mail.answer())
+                    session.essays.deliver(mail.submission, mail.answer())
 
 
 async def _wait_answer(session: Session, holder: str) -> None:

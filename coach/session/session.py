@@ -21,8 +21,7 @@ each draft (at most three times the draft and 8,000 characters), `SUBMISSIONS_MA
 from __future__ import annotations
 
 import secrets
-from functools import partial
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import TYPE_CHECKING, Final, final
 
 import attrs
 import msgspec
@@ -30,23 +29,21 @@ import structlog
 import trio
 
 from ..errors import BadMessage, CoachError, Conflict, Overloaded, TooLarge
-from ..grading import Receiver, Submission
 from ..ops import metrics, traces
 from ..providers import Conversation, Interest
 from ..store import RedisError
 from . import wire
 from .draft import DraftText
+from .elsewhere import Elsewhere
+from .essays import Essays
 from .outbox import Outbox, payload_of
 from .resume import Handover, Running, State, new_token
 from .turn import Interrupted, Turn, TurnCancelled
 from .wire import error_message
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from ..errors import Code
-    from ..grading import Grade, SubmissionState
-    from ..ops import Flag
     from .auth import Identity
     from .link import Link
     from .registry import Sessions
@@ -56,19 +53,9 @@ log = structlog.get_logger()
 
 TURNS_MAX: Final = 8
 """Turns of one session that may be under way, ending ones included."""
-TOLD_MAX: Final = 64
-"""Submissions of which a session knows that it has told their end."""
-SUBMISSIONS_MAX: Final = 8
-"""Submissions of one session that may wait for their grade."""
 HISTORY_TURNS: Final = 3
 RESTARTS: Final = 1012
 """Close code of a server that goes away."""
-PLACE_S: Final = 1.5
-"""Between two looks at the place of an essay that no grader has yet."""
-GRADE_POLL_S: Final = 10.0
-"""How long a session trusts its mailbox before it asks the queue itself."""
-ADOPTED_POLL_S: Final = 1.0
-"""Likewise, of a submission whose mail goes to the worker that had the session before."""
 STAY_S: Final = 5.0
 """How long a session whose student is away stays here with nothing to do."""
 PUT_AWAY_S_MAX: Final = 10.0
@@ -137,9 +124,7 @@ class Session:
         # by request; ended ones stay until their task is done
         self._history: tuple[wire.FeedbackCopy, ...] = ()  # the newest `HISTORY_TURNS`
         self._conversations: dict[str, Conversation] = {}  # by draft, of which was asked here
-        self._mail: dict[str, _Pending] = {}  # by submission, while its grade is awaited
-        self._told: dict[str, None] = {}  # submissions whose end was told, the oldest first
-        self._unheard: list[str] = []  # those of which the student was away
+        self.essays = Essays(self, services)
         self._interest = Interest(identity.org)  # of a student who is there: see `detach`
         self._draining = False
 
@@ -151,12 +136,12 @@ class Session:
     @property
     def has_work(self) -> bool:
         """Turns, or essays outside the queue, are under way, here or where it was before."""
-        return bool(self._turns) or any(pending.is_at_once for pending in self._mail.values())
+        return bool(self._turns or self.essays.at_once)
 
     @property
     def works_here(self) -> bool:
         """Likewise, but here."""
-        return self.turns_running > 0 or any(self._graded_here())
+        return self.turns_running > 0 or self.essays.graded_here
 
     @property
     def is_over(self) -> bool:
@@ -207,9 +192,7 @@ class Session:
             self._away.cancel("the student is back")
             self._away = None
         self.link = link
-        if self._unheard:
-            self._start(self._mark_told, *self._unheard)
-            self._unheard.clear()
+        self.essays.heard()
         token: str | None = None
         if self.is_resumable:
             token, self.previous, self.token = self._next_token()
@@ -272,13 +255,7 @@ class Session:
     async def _wait_work(self) -> None:
         for turn in list(self._turns.values()):
             await turn.done.wait()
-        for pending in list(self._mail.values()):
-            if pending.is_at_once:
-                await pending.come.wait()
-
-    def _graded_here(self) -> Iterator[_Pending]:
-        """Essays that no grader has, and nobody else will grade."""
-        return (each for each in self._mail.values() if each.is_at_once and each.text is not None)
+        await self.essays.wait_at_once()
 
     async def put_away(self, reason: str) -> None:
         """End turns, write all down in Redis for whoever goes on with it, and end here.
@@ -307,8 +284,8 @@ class Session:
                 if turn.outcome is None
             ),
             feedback=self._history,
-            submissions=tuple(name for name, pending in self._mail.items() if pending.is_taken_in),
-            at_once=tuple(name for name, pending in self._mail.items() if pending.is_at_once),
+            submissions=self.essays.taken_in,
+            at_once=self.essays.at_once,
         )
 
     def take_dirty(self) -> frozenset[str]:
@@ -327,7 +304,7 @@ class Session:
             drafts=tuple(map(self.draft_copy, self._drafts)),
             feedback=state.feedback,
             running=tuple(turn.request for turn in state.turns),
-            submissions=tuple(self._mail),
+            submissions=self.essays.awaited,
         )
 
     def newest_since(self, seq: int) -> tuple[list[bytes], bool]:
@@ -354,9 +331,7 @@ class Session:
         if self._away is not None:
             self._away.cancel("another worker has the session")
             self._away = None
-        for pending in self._mail.values():
-            if not pending.is_at_once:
-                pending.scope.cancel("another worker has the session")
+        self.essays.move()
         if frames is None:
             for turn in list(self._turns.values()):
                 turn.retell()
@@ -405,7 +380,7 @@ class Session:
         if source is None and said is not None:
             self._interrupt(state, said)
         for name in state.submissions:
-            self._adopt(name, is_at_once=source is not None and name in state.at_once)
+            self.essays.adopt(name, is_at_once=source is not None and name in state.at_once)
         self.ready.set()
 
     def _interrupt(self, state: State, said: Sequence[bytes | msgspec.Raw]) -> None:
@@ -428,9 +403,7 @@ class Session:
             turn.hear(message)
             self.outbox.send(message)
         elif isinstance(message, wire.Grade | wire.Error | wire.Grading):
-            pending = self._mail.get(message.submission or "")
-            if pending is not None and pending.is_at_once:
-                self.deliver(message.submission or "", message)
+            self.essays.relay(message)
 
     def _replay(self, message: wire.ServerMessage) -> None:
         """Say what the worker that had it before has said already."""
@@ -457,8 +430,7 @@ class Session:
         self._remember(*(copy for copy in feedback if copy.request not in known))
         for turn in [turn for turn in self._turns.values() if isinstance(turn, Elsewhere)]:
             turn.fail(Interrupted("the server was lost: ask again"))
-        for pending in self._mail.values():
-            pending.is_at_once &= pending.text is not None  # else it is known now, or lost
+        self.essays.relayed_all()
 
     def drop_elsewhere(self, turn: Elsewhere) -> None:
         """A turn that runs elsewhere has ended."""
@@ -500,8 +472,7 @@ class Session:
             if isinstance(turn, Turn):
                 turn.cancel(Interrupted(reason))
         if self.moved_to is not None:
-            for pending in self._graded_here():
-                pending.scope.cancel(reason)
+            self.essays.interrupt(reason)
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -534,7 +505,7 @@ class Session:
                 if turn is not None:
                     turn.cancel(TurnCancelled("cancelled by the client"))
             case wire.Submit():
-                self._start_submission(message)
+                self.essays.submit(message)
             case wire.Hello():
                 if self.link is not None:
                     self.link.renew(self, message)
@@ -587,10 +558,15 @@ class Session:
             turn.fail(Overloaded("too many requests at once", retry_after_s=1.0))
         else:
             self._turns[message.request] = turn
-            self._start(self._run_turn, turn, draft.text, message)
+            self.start(self._run_turn, turn, draft.text, message)
             self._sessions.touch(self)
 
-    def _start(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+    def changed(self) -> None:
+        """Something of it is to be written down. Not a checkpoint."""
+        self._sessions.touch(self)
+
+    def start(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run a task that ends with the session, while it lives. Not a checkpoint."""
         assert self._nursery is not None
         self._nursery.start_soon(task, *args)
 
@@ -642,292 +618,3 @@ class Session:
 
     def _remember(self, *feedback: wire.FeedbackCopy) -> None:
         self._history = (*self._history, *feedback)[-HISTORY_TURNS:]
-
-    # -- submissions ---------------------------------------------------------------------------
-
-    def _start_submission(self, message: wire.Submit) -> None:
-        limits = self._services.settings.server
-        known = self._mail.get(message.submission)
-        if known is not None and known.text in {message.text, None}:
-            if known.is_taken_in:
-                self.outbox.send(wire.Grading(submission=message.submission))
-            return
-        error: CoachError | None = None
-        if known is not None:
-            error = Conflict("this submission id is in use for another text")
-        elif not message.text.strip():
-            error = BadMessage("the essay is empty")
-        elif len(message.text) > limits.draft_chars_max:
-            error = TooLarge(f"an essay may have {limits.draft_chars_max} characters")
-        elif len(self._mail) >= SUBMISSIONS_MAX:
-            error = Overloaded("too many submissions wait for their grade", retry_after_s=5.0)
-        if error is not None:
-            self.outbox.send(error_message(error, submission=message.submission))
-            return
-        pending = self._mail[message.submission] = _Pending(message.text)
-        self._start(self._run_submission, message.submission, pending, message)
-
-    def _adopt(self, submission: str, *, is_at_once: bool) -> None:
-        """Wait for the grade of an essay that was handed in on another worker."""
-        pending = _Pending(None, is_taken_in=True, is_at_once=is_at_once)
-        self._mail[submission] = pending
-        self._start(self._run_submission, submission, pending, None)
-
-    async def _run_submission(
-        self, submission: str, pending: _Pending, message: wire.Submit | None
-    ) -> None:
-        answer: wire.Grade | wire.Error | None = None
-        is_end = False
-        try:
-            with pending.scope:
-                if message is None:
-                    answer = await self._await_answer(submission, pending, poll_s=ADOPTED_POLL_S)
-                else:
-                    answer = await self._submit(message, pending)
-                is_end = True
-        except CoachError as error:
-            answer = error_message(error, submission=submission)
-        except RedisError as error:
-            log.warning("submission_without_redis", error=str(error))
-            away = Overloaded("the shared store is away: submit again", retry_after_s=2.0)
-            answer = error_message(away, submission=submission)
-        except Exception:
-            log.exception("submission_failed", session=self.id, submission=submission)
-            bug = CoachError("something went wrong on our side: submit again")
-            answer = error_message(bug, submission=submission)
-        finally:
-            del self._mail[submission]
-            pending.come.set()
-            self._sessions.touch(self)
-        if answer is None:
-            return  # another worker waits for it now
-        if is_end:
-            self._tell_end(submission, answer)
-        else:
-            self.outbox.send(answer)
-        outcome = answer.code if isinstance(answer, wire.Error) else "graded"
-        metrics.submissions_total.labels(outcome).inc()
-
-    async def _submit(self, message: wire.Submit, pending: _Pending) -> wire.Grade | wire.Error:
-        """Hand the essay in, say `grading`, and wait for what becomes of it."""
-        submitted_at, identity = trio.current_time(), self.identity
-        services, off = self._services, tuple(self._services.flags.off_for(identity.user))
-        for flag in off:
-            metrics.flag_off_submissions_total.labels(flag).inc()
-        submission = Submission(
-            id=message.submission,
-            user=identity.user,
-            org=identity.org,
-            assignment=message.assignment,
-            text=message.text,
-            lane="submission",
-            worker=services.worker,
-            session=self.id,
-        )
-        state: SubmissionState | None = None
-        inbox = services.queue.inbox
-        async with services.limits_of(identity.user).reserve(
-            user=identity.user, org=identity.org, tokens=0
-        ) as reservation:
-            await inbox.expect(identity.org, identity.user, submission.id)
-            if "queue" not in off or await self._must_queue(submission):
-                state = await services.queue.submit(submission)
-            reservation.settle(0)
-            pending.is_taken_in, pending.is_at_once = True, state is None
-            self.outbox.send(wire.Grading(submission=submission.id, flags_off=off))
-            self._sessions.touch(self)
-        answer = None if state is None else _answer(state)
-        if answer is None:
-            if state is None:
-                answer = await self._grade_at_once(submission, off)
-            else:
-                services.costs.check_grading(identity.org)
-                answer = await self._await_answer(submission.id, pending, poll_s=GRADE_POLL_S)
-            if isinstance(answer, wire.Grade):
-                metrics.score_seconds.observe(trio.current_time() - submitted_at)
-        return answer
-
-    async def _must_queue(self, submission: Submission) -> bool:
-        """Whether it goes into the queue all the same: known there, or it waits for money."""
-        services = self._services
-        if services.costs.is_exhausted(submission.org):
-            return True
-        return await services.queue.get(submission.org, submission.id) is not None
-
-    async def _grade_at_once(self, submission: Submission, off: tuple[Flag, ...]) -> wire.Grade:
-        """Have it graded here and now: for whom the flag `queue` is off."""
-        late = wire.Grading(submission=submission.id, delayed=True, flags_off=off)
-        grade = await self._services.at_once.grade(
-            submission, off=off, on_late=partial(self.outbox.send, late)
-        )
-        answer = _graded(submission.id, grade)
-        nobody = Receiver(id=submission.id, worker="", session="", user=submission.user)
-        try:
-            payload = msgspec.json.encode(answer)
-            await self._services.queue.mail_all(nobody, submission.org, payload)
-        except RedisError as error:
-            log.warning("not_mailed", submission=submission.id, error=str(error))
-        return answer
-
-    async def _await_answer(
-        self, submission: str, pending: _Pending, *, poll_s: float
-    ) -> wire.Grade | wire.Error:
-        """Wait for the mail; say the essay's place in the queue while it has one.
-
-        The queue is asked now and then, should the mail be lost. Redis may be away meanwhile: the
-        submission is on its disk.
-        """
-        place: int | None = None
-        wait_s = min(poll_s, PLACE_S)
-        while True:
-            with trio.move_on_after(wait_s):
-                await pending.come.wait()
-            if pending.answer is not None:
-                return pending.answer
-            wait_s = poll_s
-            try:
-                state = await self._services.queue.get(self.identity.org, submission)
-            except RedisError as error:
-                log.warning("grade_waits_for_redis", submission=submission, error=str(error))
-                continue
-            if state is None:
-                if pending.is_at_once:
-                    continue  # it is graded where the session was before
-                raise Interrupted("this submission is not known any more: submit again")
-            answer = _answer(state)
-            if answer is not None:
-                return answer
-            if state.place is not None:
-                wait_s = min(poll_s, PLACE_S)
-            if state.place != place:
-                place = state.place
-                self.outbox.send(
-                    wire.Grading(submission=submission)
-                    if place is None
-                    else wire.Queued(submission=submission, position=place)
-                )
-
-    def deliver(self, submission: str, answer: wire.Grade | wire.Error | wire.Grading) -> None:
-        """Take in the answer to a submission of this session, or news of it. Not a checkpoint."""
-        pending = self._mail.get(submission)
-        if pending is None:
-            return
-        if isinstance(answer, wire.Grading):
-            if pending.is_taken_in and pending.answer is None:
-                self.outbox.send(answer)
-        else:
-            pending.answer = answer
-            pending.come.set()
-
-    def recall(self, state: SubmissionState) -> None:
-        """The student has come, and may not have heard of this essay. Not a checkpoint."""
-        answer = _answer(state)
-        if answer is not None:
-            self.hear_of(state.id, answer)
-
-    def hear_of(self, submission: str, answer: wire.Grade | wire.Error) -> None:
-        """An essay of the student's has come to an end, handed in wherever. Not a checkpoint."""
-        if submission in self._mail:
-            self.deliver(submission, answer)
-        elif submission not in self._told and not self.is_over:
-            self._tell_end(submission, answer)
-
-    def _tell_end(self, submission: str, answer: wire.Grade | wire.Error) -> None:
-        self._told[submission] = None
-        if len(self._told) > TOLD_MAX:
-            del self._told[next(iter(self._told))]
-        self.outbox.send(answer)
-        if self.link is None:
-            self._unheard.append(submission)
-        else:
-            self._start(self._mark_told, submission)
-
-    async def _mark_told(self, *submissions: str) -> None:
-        """It need not be told at the next hello."""
-        who = self.identity
-        try:
-            await self._services.queue.inbox.told(who.org, who.user, *submissions)
-        except RedisError as error:
-            log.warning("inbox_without_redis", session=self.id, error=str(error))
-
-
-@attrs.define(eq=False)
-class _Pending:
-    """A submission whose answer is awaited; it may come before the submission is acknowledged."""
-
-    text: str | None
-    """None where another worker has taken it in."""
-    is_taken_in: bool = False
-    """The student was told that it is on disk, or graded at once."""
-    is_at_once: bool = False
-    """It is graded at once, here or where the session was before, and is in no queue."""
-    answer: wire.Grade | wire.Error | None = None
-    come: trio.Event = attrs.field(factory=trio.Event)
-    """Set with `answer`, and once nobody waits for one."""
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-
-
-@final
-@attrs.define(eq=False, kw_only=True)
-class Elsewhere:
-    """A turn that runs on the worker which had the session before, and is told to this one."""
-
-    request: str = ""
-    draft: str = ""
-    session: Session | None = None
-    worker: str
-    epoch: int
-    """Of that worker's."""
-    cancel_there: Callable[[Elsewhere], None]
-    """Asks that worker to end it."""
-    is_retold: bool = False
-    """That worker says it from the beginning, and nothing of it was heard here yet."""
-    outcome: str | None = None
-    done: trio.Event = attrs.field(factory=trio.Event)
-
-    def hear(self, message: wire.ServerMessage) -> None:
-        """`message`, which is about this turn, is told to the student now."""
-        self.is_retold = False
-        if isinstance(message, wire.Done | wire.Error):
-            self._end("done" if isinstance(message, wire.Done) else message.code)
-
-    def cancel(self, error: CoachError) -> None:
-        """End it: the student is told at once, the worker where it runs soon."""
-        if self.outcome is None:
-            self.cancel_there(self)
-            self.fail(error)
-
-    def fail(self, error: CoachError) -> None:
-        """Tell the student that there will be no (more) feedback."""
-        assert self.session is not None
-        if self.outcome is None:
-            self.session.outbox.send(error_message(error, request=self.request))
-            self._end(error.code)
-
-    def retell(self) -> None:
-        """What was said before is not here: it cannot go on."""
-        if not self.is_retold:
-            self.cancel(Interrupted("the server has lost a part of it: ask again"))
-
-    def _end(self, outcome: str) -> None:
-        assert self.session is not None
-        self.outcome = outcome
-        self.done.set()
-        self.session.drop_elsewhere(self)
-
-
-def _answer(state: SubmissionState) -> wire.Grade | wire.Error | None:
-    """What the student is told of a submission that has come to an end; None: it has not."""
-    if state.grade is not None:
-        return _graded(state.id, state.grade)
-    if state.failure is not None:
-        return wire.Error(
-            code=cast("Code", state.failure.code),
-            message=state.failure.message,
-            submission=state.id,
-        )
-    return None
-
-
-def _graded(submission: str, grade: Grade) -> wire.Grade:
-    return msgspec.convert({"submission": submission, **msgspec.to_builtins(grade)}, wire.Grade)

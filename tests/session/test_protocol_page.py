@@ -12,7 +12,8 @@ import pytest
 from coach import config
 from coach.errors import Code
 from coach.session import wire
-from coach.session.session import SUBMISSIONS_MAX, TURNS_MAX
+from coach.session.essays import SUBMISSIONS_MAX
+from coach.session.session import TURNS_MAX
 from coach.session.writer import PIECES_MAX
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")

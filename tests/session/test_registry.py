@@ -51,6 +51,10 @@ class Fake:
         return self
 
     @property
+    def essays(self) -> Fake:
+        return self
+
+    @property
     def link(self) -> Fake:
         return self
 

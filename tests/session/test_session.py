@@ -28,7 +28,8 @@ from coach.grading import Failure, Submission
 from coach.ops import metrics
 from coach.providers import Completion, Prompt, Sink, Usage
 from coach.session import wire
-from coach.session.session import GRADE_POLL_S, PLACE_S, SUBMISSIONS_MAX, TURNS_MAX
+from coach.session.essays import GRADE_POLL_S, PLACE_S, SUBMISSIONS_MAX
+from coach.session.session import TURNS_MAX
 from coach.store import NotSent
 from tests.support.cancels import cancel_at_step
 from tests.support.costs import exhaust
@@ -283,7 +284,7 @@ def grade() -> wire.Grade:
 
 def deliver(world: World, answer: wire.Grade | wire.Error) -> None:
     (session,) = world.sessions._by_id.values()
-    session.deliver("s1", answer)
+    session.essays.deliver("s1", answer)
 
 
 async def test_a_submission_is_acknowledged_then_graded_by_mail() -> None:
@@ -512,7 +513,7 @@ async def test_cancelled_at_every_step_of_a_look_into_the_inbox_no_result_is_los
             with cancel_at_step(step) as scope:
                 await world.sessions._look_into_inbox(session)
             await trio.sleep(0.1)
-            is_told = name in session._told
+            is_told = name in session.essays._told
             assert is_told == (name not in world.inbox.essays[who])
             outcomes.add(is_told)
             if not scope.cancel_called:
