@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import http
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Final, final
 
 import attrs
@@ -180,7 +179,7 @@ class Edge(TCPServer):
         if self._addresses is not None:
             self._address = self._addresses.of_peer(_peer(self.stream))
         try:
-            with _counted(self._addresses, self._address):
+            with _Counted(self._addresses, self._address):
                 await self._run()
         except Crowded as crowded:
             await self._turn_away(doors, _crowded(crowded))
@@ -406,7 +405,7 @@ class Edge(TCPServer):
                 asks = self._address or client
                 if asks is not None:
                     self._addresses.upgrade(asks, trio.current_time())
-            with _counted(self._addresses, client):
+            with _Counted(self._addresses, client):
                 await serve(self._upgraded(self.stream))
         except Crowded as crowded:
             await _refuse(self.stream, _crowded(crowded))
@@ -429,21 +428,27 @@ class Edge(TCPServer):
         )
 
 
-@contextmanager
-def _counted(addresses: Addresses | None, address: str | None) -> Iterator[None]:
-    """Count a connection of `address` while the block runs.
+@final
+class _Counted:
+    """Counts a connection of an address while a block runs: for hours, so it is no generator.
 
-    Raises:
-      Crowded: it has too many.
+    Entering raises `Crowded` where the address has too many.
     """
-    if addresses is None or address is None:
-        yield
-        return
-    addresses.enter(address)
-    try:
-        yield
-    finally:
-        addresses.leave(address)
+
+    __slots__ = ("_address", "_addresses")
+
+    def __init__(self, addresses: Addresses | None, address: str | None) -> None:
+        """Without addresses, or without one, nothing is counted."""
+        self._addresses = addresses if address is not None else None
+        self._address = address or ""
+
+    def __enter__(self) -> None:
+        if self._addresses is not None:
+            self._addresses.enter(self._address)
+
+    def __exit__(self, *_: object) -> None:
+        if self._addresses is not None:
+            self._addresses.leave(self._address)
 
 
 def _crowded(crowded: Crowded) -> Refusal:
