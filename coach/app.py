@@ -12,6 +12,7 @@ import math
 import os
 import secrets
 import signal
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -28,6 +29,7 @@ from msgspec import Meta
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGILifespan
+from werkzeug.exceptions import NotFound
 
 from . import config, edge
 from .backend import Backend, benches_of, open_backend
@@ -104,6 +106,7 @@ class Lifespan(TrioASGILifespan):
         try:
             settings = config.load(config.path_from_environment())
             logging.configure(settings.log)
+            self._app.tls = edge.open_context(settings.server)
             async with open_parts(settings) as parts:
                 self._app.doors = edge.Doors(health.connections_max(settings, parts.backend.files))
                 self._app.addresses = edge.Addresses(settings.server)
@@ -140,8 +143,16 @@ class CoachApp(QuartTrio):
         self.parts: Parts | None = None
         self.doors: edge.Doors | None = None
         self.addresses: edge.Addresses | None = None
+        self.tls: ssl.SSLContext | None = None
         self.failed = False
         """True when the parts could not be opened or broke; the process must end with an error."""
+
+    async def send_static_file(self, filename: str) -> Response:
+        """A file of the pages; one whose name no system has is not found, either."""
+        try:
+            return await super().send_static_file(filename)
+        except OSError as error:
+            raise NotFound from error
 
     def opened(self) -> Parts:
         """The parts; only while the worker serves."""

@@ -69,13 +69,18 @@ class Server(Section, frozen=True, kw_only=True):
     """Web worker processes; one per core is the most that helps."""
     drain_s: Seconds = 10.0
     """From SIGTERM until the last connection is cut."""
+    tls_certificate: str | None = None
+    """PEM file of the port's certificate and its chain; absent: the port is plain HTTP."""
+    tls_key: str | None = None
+    """PEM file of its private key."""
     public_origins: tuple[str, ...] = ()
     """Origins whose pages may open a WebSocket, as `https://host`; empty: only the page's own."""
     backlog: Annotated[int, Meta(ge=128)] = 4096
     head_bytes_max: Count = 16_384
     head_s_max: Seconds = 5.0
     send_s_max: Seconds = 30.0
-    """How long a client may take to read one piece of an HTTP answer (at most 64 KiB as a rule)."""
+    """How long a client may take to read one piece of an HTTP answer (at most 64 KiB as a rule), or
+    to send one of a request's body."""
     hello_s_max: Seconds = 5.0
     message_bytes_max: Count = 262_144
     draft_chars_max: Count = 100_000
@@ -106,6 +111,11 @@ class Server(Section, frozen=True, kw_only=True):
     """The one that these proxies set; the other one, anybody may have written."""
     ping_s: Seconds = 20.0
     """Between pings to a student; a pong missing for as long ends the connection."""
+
+    @property
+    def scheme(self) -> str:
+        """Of the port's URLs."""
+        return "http" if self.tls_certificate is None else "https"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -660,6 +670,8 @@ def _secrets(value: Any, environ: Mapping[str, str]) -> Any:
 def _check(settings: Settings) -> None:
     if address_of(settings.server.bind) is None:
         raise ConfigurationError(f"server.bind: {settings.server.bind!r} is not host:port")
+    if (settings.server.tls_certificate is None) != (settings.server.tls_key is None):
+        raise ConfigurationError("server: tls_certificate and tls_key: set both, or neither")
     for network in settings.server.trusted_proxies:
         try:
             ip_network(network)

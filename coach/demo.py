@@ -110,6 +110,8 @@ def _settings(
     if check:
         os.environ["COACH_AUTH__MODE"] = "open"  # its student asks for a token
     settings = config.load(config.path_from_environment())
+    if settings.server.scheme == "https":
+        raise ConfigurationError("server.tls_certificate: leave it out, the demo is plain HTTP")
     host, configured_port = settings.server.address
     if port is None:
         port = configured_port

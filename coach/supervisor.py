@@ -79,7 +79,7 @@ async def supervise(
             )
             if not await supervisor.start(signals):
                 return
-            on_ready(f"http://{_address(listener)}")
+            on_ready(f"{settings.server.scheme}://{_address(listener)}")
             async for number in signals:
                 if number == signal.SIGHUP:
                     supervisor.replace_all()

@@ -383,7 +383,8 @@ async def test_the_page_and_everything_else_come_with_headers_that_protect(tmp_p
         text = await page.get_data(as_text=True)
         linked = re.findall(r'(?:src|href)="(/static/[^"]+)"', text)
         assert linked
-        for path in ("/", *linked, "/healthz", "/no/such/page", "/api/submissions/x"):
+        nowhere = ("/no/such/page", "/api/submissions/x", f"/static/{'x' * 3_000}")
+        for path in ("/", *linked, "/healthz", *nowhere):
             response = await client.get(path)
             await response.get_data()
             assert response.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY, path

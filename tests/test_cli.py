@@ -57,6 +57,11 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
         ["serve", "--bind", "127.0.0.1:0", "--workers", "2"],
         "redis.url: no answer from redis://:***@127.0.0.1:1",
     ),
+    "no certificate": (
+        PROVIDER + NO_REDIS + "[server]\ntls_certificate = 'none.pem'\ntls_key = 'none.pem'",
+        ["serve", "--bind", "127.0.0.1:0"],
+        "server.tls_certificate: cannot read none.pem: No such file or directory",
+    ),
     "bad role": ("", ["token", "--role", "king"], "role 'king': one of "),
     "bad rubric": (PROVIDER + "[grading]\nrubric = 'none.toml'", ["grade"], "none.toml"),
 }

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -32,6 +32,7 @@ from tests.support.stack import (
     start_python,
     until,
 )
+from tests.support.tls import Certificates
 
 pytestmark = pytest.mark.real_time
 
@@ -76,7 +77,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, *, workers: int = 1, drain_s: float = DRAIN_S
+    tmp_path: Path, *, workers: int = 1, drain_s: float = DRAIN_S, **server: str | None
 ) -> AsyncIterator[Running]:
     """Serve the small application; whatever is left at the end is killed, and a failure."""
     port, log = free_port(), tmp_path / "serve.log"
@@ -85,6 +86,7 @@ async def running(
         "COACH_SERVER__WORKERS": f"{workers}",
         "COACH_SERVER__DRAIN_S": f"{drain_s}",
         "COACH_REDIS__URL": NO_REDIS,
+        **{f"COACH_SERVER__{name.upper()}": value for name, value in server.items() if value},
     }
     process = start_python(["-m", "tests.support.tiny_app"], log, {**os.environ, **environ})
     try:
@@ -200,6 +202,30 @@ async def test_sighup_replaces_all_workers_and_no_request_is_refused(tmp_path: P
         assert len(served.workers) == 2
         assert answered > 100
         report(f"{answered} requests, none refused")
+
+
+async def test_sighup_takes_up_a_renewed_certificate_and_refuses_a_bad_one(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path).write()
+    files = certificates.server
+
+    async def shown(port: int) -> bytes | None:
+        async with await certificates.connect(port) as stream:
+            return cast("bytes", stream.getpeercert(binary_form=True))
+
+    async with running(
+        tmp_path, tls_certificate=files.tls_certificate, tls_key=files.tls_key
+    ) as served:
+        first = await shown(served.port)
+        certificates.spoil_key()
+        served.process.send_signal(signal.SIGHUP)
+        await until(lambda: "replacement_failed" in served.log.read_text(), within_s=20)
+        assert "server.tls_key" in served.log.read_text()
+        assert await shown(served.port) == first
+        certificates.write()
+        served.process.send_signal(signal.SIGHUP)
+        with trio.fail_after(20):
+            while await shown(served.port) == first:  # noqa: ASYNC110  another process
+                await trio.sleep(0.05)
 
 
 async def test_a_worker_that_dies_while_it_is_replaced_gets_one_successor(

@@ -8,17 +8,24 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
+
+from cryptography import x509
 
 from .. import config
+from ..edge import open_context
+from ..errors import ConfigurationError
 from .needs import Needs, files_needed
-from .report import Finding
+from .report import Finding, Status
 
 SESSIONS: Final = 1_000
 """Of a worker, where nobody has said how many writers there will be."""
 DISK_BYTES_MIN: Final = 1024**3
 MIB: Final = 1024**2
+CERTIFICATE_DAYS_MIN: Final = 21
+"""Certificates for 90 days are renewed at 30 as a rule: who has less has missed that."""
 SECRETS: Final = ("api_key", "secret")
 
 
@@ -53,17 +60,21 @@ def examine_settings(settings: config.Settings, path: Path | None) -> Iterator[F
         )
     else:
         yield Finding("settings", "who may come in", "ok", "only who brings a signed token")
-    yield Finding(
-        "settings",
-        "transport",
-        "ok" if is_local else "warn",
-        f"plain HTTP on {settings.server.bind}",
-        ""
-        if is_local
-        else "let a proxy that speaks TLS stand before it, and bind to 127.0.0.1 where it is on "
-        "this machine",
-    )
-    if not is_local and settings.server.trusted_proxies == config.Server().trusted_proxies:
+    if settings.server.scheme == "https":
+        yield from examine_certificate(settings.server, datetime.now(UTC))
+    else:
+        yield Finding(
+            "settings",
+            "transport",
+            "ok" if is_local else "warn",
+            f"plain HTTP on {settings.server.bind}",
+            ""
+            if is_local
+            else "set server.tls_certificate and tls_key, or let a proxy that speaks TLS stand "
+            "before it, and bind to 127.0.0.1 where it is on this machine",
+        )
+    is_behind = not is_local and settings.server.scheme == "http"
+    if is_behind and settings.server.trusted_proxies == config.Server().trusted_proxies:
         yield Finding(
             "settings",
             "addresses",
@@ -81,6 +92,38 @@ def examine_settings(settings: config.Settings, path: Path | None) -> Iterator[F
         )
     if path is not None:
         yield from _file(path)
+
+
+def examine_certificate(server: config.Server, now: datetime) -> Iterator[Finding]:
+    """Look at the port's own certificate: whether it can be used, and for how long."""
+    assert server.tls_certificate is not None
+    assert server.tls_key is not None
+    try:
+        open_context(server)
+    except ConfigurationError as error:
+        yield Finding("settings", "transport", "fail", str(error), "workers will not start")
+        return
+    yield Finding("settings", "transport", "ok", f"TLS on {server.bind}")
+    read = x509.load_pem_x509_certificate(Path(server.tls_certificate).read_bytes())
+    begins, ends = read.not_valid_before_utc, read.not_valid_after_utc
+    days = (ends - now).days
+    if now < begins:
+        status, found = "fail", f"not valid before {begins:%Y-%m-%d %H:%M} UTC"
+    elif now >= ends:
+        status, found = "fail", f"has expired on {ends:%Y-%m-%d}"
+    else:
+        status = "ok" if days >= CERTIFICATE_DAYS_MIN else "warn"
+        found = f"valid for {days} days, until {ends:%Y-%m-%d}"
+    fix = "" if status == "ok" else "renew it, then SIGHUP: new workers read it"
+    yield Finding("settings", "certificate", cast("Status", status), found, fix)
+    if Path(server.tls_key).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        yield Finding(
+            "settings",
+            "key",
+            "warn",
+            f"others of this machine may read {server.tls_key}",
+            f"chmod 600 {server.tls_key}, owned by the user that runs coach",
+        )
 
 
 def _python() -> Finding:

@@ -10,6 +10,7 @@ from .addresses import Addresses
 from .doors import Doors
 from .framing import WEBSOCKET_PATH
 from .server import Edge, EdgeConnection, Replay, install
+from .tls import TlsStream, open_context
 
 __all__ = [
     "WEBSOCKET_PATH",
@@ -18,5 +19,7 @@ __all__ = [
     "Edge",
     "EdgeConnection",
     "Replay",
+    "TlsStream",
     "install",
+    "open_context",
 ]

@@ -18,7 +18,7 @@ import h11
 
 WEBSOCKET_PATH: Final = b"/ws"
 _BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
-_ABSOLUTE_FORM: Final = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
+_ABSOLUTE_FORM: Final = re.compile(rb"\Ahttps?://[^/?]*", re.IGNORECASE)
 
 Destination = Literal["http", "websocket"]
 
@@ -59,7 +59,13 @@ class Head:
     @property
     def path(self) -> bytes:
         """The target without authority and query; still percent-encoded."""
-        return _ABSOLUTE_FORM.sub(b"", self.target, count=1).partition(b"?")[0]
+        return self.origin_form.partition(b"?")[0]
+
+    @property
+    def origin_form(self) -> bytes:
+        """The target without authority (RFC 9112 section 3.2): what servers are asked as a rule."""
+        target, is_absolute = _ABSOLUTE_FORM.subn(b"", self.target, count=1)
+        return b"/" + target if is_absolute and not target.startswith(b"/") else target
 
     @property
     def wants_websocket(self) -> bool:
@@ -76,7 +82,7 @@ class Head:
             hypercorn would otherwise switch to cleartext HTTP/2, or to its own WebSockets.
         """
         dropped = () if upgrade else (b"upgrade", b"http2-settings")
-        lines = [b"%b %b HTTP/%b" % (self.method, self.target, self.version)]
+        lines = [b"%b %b HTTP/%b" % (self.method, self.origin_form, self.version)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in dropped]
         return b"\r\n".join([*lines, b"", b""])
 
@@ -91,6 +97,8 @@ def destination(head: Head) -> Destination:
         raise Refusal(505, "this port speaks HTTP/1.1")
     if head.method == b"CONNECT":
         raise Refusal(501, "this is no proxy")
+    if not head.origin_form.startswith(b"/") and head.target != b"*":
+        raise Refusal(400, "the target is no path")
     if head.has(b"transfer-encoding") and (head.has(b"content-length") or head.version == b"1.0"):
         raise Refusal(400, "the length of the body is given twice")
     if head.wants_websocket:

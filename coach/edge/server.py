@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import http
 import math
+import ssl
 from collections.abc import Mapping
 from typing import Final, final
 
@@ -41,10 +42,12 @@ from ..ops import metrics
 from .addresses import Addresses, Crowded
 from .doors import RETRY_AFTER_S, Doors
 from .framing import Head, Refusal, Requests, destination
+from .tls import SpeaksPlainHttp, TlsStream
 
 log = structlog.get_logger()
 
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Stream = trio.SocketStream | TlsStream | trio.SSLStream[trio.SocketStream]
+"""hypercorn's own TLS (`--certfile`) is for HTTP alone."""
 
 RECEIVE_BYTES: Final = 65_536
 LAST_CALL_S: Final = 0.5
@@ -68,11 +71,12 @@ def install() -> None:
 class Replay(trio.abc.HalfCloseableStream):
     """A socket's stream whose first bytes have been read already."""
 
-    def __init__(self, head: bytes, stream: trio.SocketStream) -> None:
+    def __init__(self, head: bytes, stream: trio.SocketStream | TlsStream) -> None:
         """Give `head` again before what `stream` still brings."""
         self._head = head
         self._stream = stream
         self.socket = stream.socket
+        self.tls = stream if isinstance(stream, TlsStream) else None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive the replayed bytes, then from the socket."""
@@ -119,6 +123,11 @@ class EdgeConnection:
         """The socket below `stream`."""
         return self.stream.socket
 
+    @property
+    def tls(self) -> TlsStream | None:
+        """Where what is written is encrypted; None: the connection is plain."""
+        return self.stream.tls
+
     async def refuse(
         self, status: int, message: str, *, retry_after_s: float | None = None
     ) -> None:
@@ -154,6 +163,7 @@ class Edge(TCPServer):
         self._doors: Doors | None = getattr(self._application, "doors", None)
         self._addresses: Addresses | None = getattr(self._application, "addresses", None)
         self._address: str | None = None  # the peer's; None: a proxy's, or it is not known
+        self._tls: ssl.SSLContext | None = getattr(self._application, "tls", None)
         self._requests = Requests(head_bytes_max=self._limits.head_bytes_max)
         self._head: Head | None = None  # the request that hypercorn is to serve next
         self._upgrade: Head | None = None  # the upgrade that has ended hypercorn's part
@@ -189,7 +199,8 @@ class Edge(TCPServer):
 
         Over TLS an answer would cost a handshake: there the connection is closed.
         """
-        if isinstance(self.stream, trio.SSLStream) or not doors.begin_refusal():
+        is_plain = self._tls is None and not isinstance(self.stream, trio.SSLStream)
+        if not (is_plain and doors.begin_refusal()):
             await trio.aclose_forcefully(self.stream)
             return
         try:
@@ -208,10 +219,14 @@ class Edge(TCPServer):
             log.error("connection_failed", error=f"{first_error(group)!r:.200}")
 
     async def _serve(self) -> None:
-        if isinstance(self.stream, trio.SSLStream) and not await self._shake_hands(self.stream):
+        deadline = trio.current_time() + self._limits.head_s_max
+        if isinstance(self.stream, trio.SSLStream):
+            if not await self._shake_hands(self.stream):
+                return
+        elif self._tls is not None and not await self._begin_tls(self.stream, self._tls, deadline):
             return
         try:
-            head = await self._next_head(first=True)
+            head = await self._next_head(first_by=deadline)
             if head is None:
                 return
             if destination(head) == "websocket":
@@ -234,17 +249,38 @@ class Edge(TCPServer):
             return False
         return True
 
+    async def _begin_tls(self, stream: Stream, context: ssl.SSLContext, deadline: float) -> bool:
+        """Put TLS on the connection; False where there is none by the `deadline`.
+
+        The time is that of the first head: who is slow with both has no more of it.
+        """
+        assert isinstance(stream, trio.SocketStream)
+        self.stream = tls = TlsStream(stream, context)
+        try:
+            with trio.move_on_at(deadline):
+                await tls.do_handshake()
+                return True
+        except SpeaksPlainHttp:
+            await _refuse(stream, Refusal(400, "this port speaks HTTPS"))
+        except trio.BrokenResourceError as error:
+            log.debug("tls_handshake_failed", error=str(error))
+        return False
+
     # -- requests --------------------------------------------------------------------------------
 
-    async def _next_head(self, *, first: bool = False) -> Head | None:
+    async def _next_head(self, *, first_by: float | None = None) -> Head | None:
         """The next request's head; None when the client has nothing more to say.
+
+        Args:
+          first_by: it is the connection's first, and to be complete by then; else it has
+            `server.head_s_max` from its first byte on.
 
         Raises:
           Refusal: it is malformed, too large, or not complete in time.
         """
-        deadline = trio.current_time() + self._limits.head_s_max
+        deadline = trio.current_time() + self._limits.head_s_max if first_by is None else first_by
         if not self._requests:
-            if first:
+            if first_by is not None:
                 data = await self._first_bytes(deadline)
             else:
                 # hypercorn's idle task closes the stream when it is kept alive for nothing
@@ -324,7 +360,9 @@ class Edge(TCPServer):
             await self.protocol.handle(RawData(data))
             if self._requests.body_ended:
                 break
-            received = await self.stream.receive_some(RECEIVE_BYTES)
+            received: bytes | bytearray = b""
+            with trio.move_on_after(self._limits.send_s_max):
+                received = await self.stream.receive_some(RECEIVE_BYTES)
             if not received:
                 return False
             self._requests.receive_data(received)
@@ -375,10 +413,18 @@ class Edge(TCPServer):
                 with trio.fail_after(self._limits.send_s_max):
                     await self.stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
+                await self._lost()
+            except trio.BusyResourceError:  # hypercorn is about to close, in another task
+                await self._lost()
             except trio.TooSlowError:
                 await trio.aclose_forcefully(self.stream)
-                await self.protocol.handle(Closed())
+                await self._lost()
+
+    async def _lost(self) -> None:
+        """Nothing more can be sent: no answer will be complete, and nobody is to wait for one."""
+        self._over = True
+        self._answered.set()
+        await self.protocol.handle(Closed())
 
     async def _close(self) -> None:
         """Close the connection, unless a WebSocket goes on with it."""
@@ -392,9 +438,10 @@ class Edge(TCPServer):
         if serve is None:
             await _refuse(self.stream, Refusal(404, "this application has no WebSocket"))
             return
-        if not isinstance(self.stream, trio.SocketStream):
-            # a session's outbox writes to the socket itself
-            await _refuse(self.stream, Refusal(501, "WebSockets over TLS need a proxy in front"))
+        if isinstance(self.stream, trio.SSLStream):
+            # a session's outbox writes synchronously, which that cannot
+            advice = "WebSockets over TLS: coach's own, by server.tls_certificate, or a proxy"
+            await _refuse(self.stream, Refusal(501, advice))
             return
         assert self._upgrade is not None
         client: str | None = None  # for whom a proxy asks
@@ -410,7 +457,7 @@ class Edge(TCPServer):
         except Crowded as crowded:
             await _refuse(self.stream, _crowded(crowded))
 
-    def _upgraded(self, stream: trio.SocketStream) -> EdgeConnection:
+    def _upgraded(self, stream: trio.SocketStream | TlsStream) -> EdgeConnection:
         """The connection as it goes to who serves WebSockets. Nothing of the request stays here.
 
         A WebSocket is open for hours, and a request with its parser takes 5 KB.

@@ -44,7 +44,7 @@ async def watch_loop() -> None:
 
 
 async def watch_process(ping: Callable[[], Awaitable[object]]) -> None:
-    """Sample CPU, open files and Redis' round trip once a second, until cancelled.
+    """Sample CPU, open files, tasks and Redis' round trip once a second, until cancelled.
 
     Args:
       ping: asks Redis for nothing. One that raises RedisError is not counted: `/readyz` says so.
@@ -57,6 +57,7 @@ async def watch_process(ping: Callable[[], Awaitable[object]]) -> None:
         metrics.worker_cpu_seconds_total.inc(used_s - cpu_s)
         cpu_s, at_s = used_s, now_s
         metrics.open_files.set(open_files_share())
+        metrics.tasks.set(trio.lowlevel.current_statistics().tasks_living)
         asked_s = trio.current_time()
         try:
             await ping()

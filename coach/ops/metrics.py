@@ -196,6 +196,11 @@ connections_limited: Final = Counter(
     "Connections refused because one address or user opened too many.",
     ["limit"],
 )
+tasks: Final = Gauge(
+    "coach_tasks",
+    "Tasks of the workers: what does not go down again leaks.",
+    multiprocess_mode="livesum",
+)
 messages_held: Final = Counter(
     "coach_messages_held_total",
     "Messages, pings and pieces of them that were read later, since a user sent too many.",

@@ -28,7 +28,7 @@ from . import wire
 from .allowance import Allowance
 from .outbox import Outbox
 from .wire import error_message
-from .writer import KernelSocket, Writer, WriterStream
+from .writer import KernelSocket, Socket, Writer, WriterStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +76,11 @@ class Connection(Protocol):
         """The socket below `stream`."""
         ...
 
+    @property
+    def tls(self) -> Socket | None:
+        """Where what is written is encrypted on its way to the socket; None: nowhere."""
+        ...
+
 
 async def serve_session(connection: Connection, services: Services, sessions: Sessions) -> None:
     """Serve one student's connection from the WebSocket handshake to its end.
@@ -116,7 +121,7 @@ class Link:
     ) -> None:
         """Take over `connection`; tasks run in `nursery`."""
         self.writer = Writer(
-            KernelSocket(connection.socket),
+            connection.tls or KernelSocket(connection.socket),
             nursery,
             bytes_max=services.settings.server.outbox_bytes_max,
             on_end=self._broken,

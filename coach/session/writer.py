@@ -46,6 +46,11 @@ size. 1,400-byte segments of the largest message are 750 at most."""
 class Socket(Protocol):
     """What the writer needs of a non-blocking socket."""
 
+    @property
+    def owes(self) -> bool:
+        """It has taken bytes that the kernel has not: `write_nowait`, also of nothing, goes on."""
+        ...
+
     def write_nowait(self, data: bytes | bytearray) -> int:
         """Write what fits now, 0 bytes or more; OSError when the connection is gone."""
         ...
@@ -60,6 +65,8 @@ class KernelSocket:
     """`Socket` over a file descriptor owned by a trio socket."""
 
     __slots__ = ("_socket",)
+
+    owes: Final = False
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self._socket = socket
@@ -136,7 +143,7 @@ class Writer:
         """
         if self._closed:
             return
-        if self._buffer:
+        if self._buffer or self._socket.owes:
             if len(self._buffer) + len(data) > self._limit:
                 self._buffer += _CLOSE_SLOW
                 self._end("slow_reader")
@@ -148,7 +155,7 @@ class Writer:
         except OSError:
             self._end("lost")
             return
-        if written < len(data):
+        if written < len(data) or self._socket.owes:
             self._buffer += data[written:]
             over = len(self._buffer) if len(self._buffer) > self._bytes_max else 0
             self._limit = self._bytes_max + over
@@ -171,7 +178,7 @@ class Writer:
 
     async def _drain(self, drained: trio.Event) -> None:
         try:
-            while self._buffer:
+            while self._buffer or self._socket.owes:
                 await self._socket.wait_writable()
                 written = self._socket.write_nowait(self._buffer)
                 del self._buffer[:written]

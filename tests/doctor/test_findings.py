@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import resource
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from coach.doctor import machine, providers, redis
 from coach.doctor.needs import needs_of
 from coach.doctor.providers import Handshake, judge_handshake, judge_headers, quota_for
 from coach.doctor.report import Finding, print_report
+from tests.support.tls import Certificates
 
 ANTHROPIC = config.Provider(
     name="a",
@@ -157,6 +160,29 @@ def test_an_open_door_to_the_network_is_a_failure(
     )
     found = statuses(list(machine.examine_settings(settings, None)))
     assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("after_days", "status"), [(-1, "fail"), (0, "ok"), (80, "warn"), (4_000, "fail")]
+)
+def test_a_certificate_that_ends_soon_is_told_before(
+    tmp_path: Path, after_days: int, status: str
+) -> None:
+    now = datetime.now(UTC)
+    certificates = Certificates(tmp_path).write(until=now + timedelta(days=90))
+    server = certificates.server
+    Path(str(server.tls_key)).chmod(0o644)
+    later = now + timedelta(days=after_days)
+    if after_days < 0:
+        later = datetime(1999, 1, 1, tzinfo=UTC)
+    found = statuses(list(machine.examine_certificate(server, later)))
+    assert found == {"transport": "ok", "certificate": status, "key": "warn"}
+    Path(str(server.tls_key)).chmod(0o600)
+    assert "key" not in statuses(list(machine.examine_certificate(server, later)))
+    settings = config.Settings(server=msgspec.structs.replace(server, bind="0.0.0.0:8443"))
+    assert "addresses" not in statuses(list(machine.examine_settings(settings, None)))
+    Path(str(server.tls_key)).write_text("no key")
+    assert statuses(list(machine.examine_certificate(server, later))) == {"transport": "fail"}
 
 
 def test_a_proxy_that_is_named_needs_no_warning() -> None:

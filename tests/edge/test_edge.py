@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import socket
+import struct
 
 import hypercorn.trio.run
 import pytest
@@ -21,6 +22,7 @@ from trio_websocket import open_websocket, wrap_client_stream
 
 from coach import config, edge
 from tests.support.parsers import request_parsers
+from tests.support.stack import until
 from tests.support.tiny_app import Served, open_server
 
 pytestmark = pytest.mark.real_time
@@ -36,7 +38,7 @@ def upgrade(path: bytes = b"/ws") -> bytes:
     )
 
 
-async def everything(stream: trio.SocketStream) -> bytes:
+async def everything(stream: trio.abc.ReceiveStream) -> bytes:
     """What the server sends until it closes."""
     data = b""
     try:
@@ -48,7 +50,7 @@ async def everything(stream: trio.SocketStream) -> bytes:
     return data
 
 
-async def answer(stream: trio.SocketStream, end: bytes) -> bytes:
+async def answer(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
     """What the server sends up to and with `end`."""
     data = b""
     with trio.fail_after(10):
@@ -225,6 +227,13 @@ async def test_a_client_that_drips_its_head_has_no_more_time_than_another() -> N
         assert 0.2 < trio.current_time() - begun < 2
 
 
+async def test_a_client_that_leaves_its_body_half_sent_is_cut() -> None:
+    async with open_server(QUICK) as server, await server.connect() as stream:
+        await stream.send_all(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nhalf")
+        assert await everything(stream) == b""
+        await still_serves(server)
+
+
 async def test_a_silent_connection_is_closed_without_a_word() -> None:
     async with open_server(QUICK) as server, await server.connect() as stream:
         assert await everything(stream) == b""
@@ -239,6 +248,26 @@ async def test_a_client_that_leaves_is_noticed_while_the_application_works() -> 
         with trio.fail_after(2):
             while not server.app.disconnects:  # noqa: ASYNC110  an application has no events
                 await trio.sleep(0.01)
+        await still_serves(server)
+
+
+async def test_a_client_that_is_lost_with_requests_in_the_pipe_leaves_nothing() -> None:
+    """Nobody reads while an answer is awaited and the next request is there already."""
+    async with open_server() as server:
+        doors = server.app.doors = edge.Doors(100)
+        for sent in (GET * 2, b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n" * 2):
+            for _ in range(20):
+                stream = await server.connect()
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                await stream.send_all(sent)
+                await stream.aclose()
+        slow = await server.connect()
+        await slow.send_all(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n" + GET)
+        await until(lambda: len(server.app.requests) > 0 and len(doors) == 1)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await slow.aclose()
+        server.app.release.set()
+        await until(lambda: len(doors) == 0)
         await still_serves(server)
 
 
@@ -358,6 +387,8 @@ def test_what_the_edge_relies_on_in_hypercorn() -> None:
     for used in ("self._read_data()", "self._close()", "self.protocol_send", "self.idle_task"):
         assert used in run, used
     assert "self.stream.socket" in run, "plain sockets have no do_handshake"
+    for used in ("do_handshake()", "selected_alpn_protocol()", "transport_stream.socket"):
+        assert f"self.stream.{used}" in run, "what TlsStream stands in for"
     assert "TCPServer" in hypercorn.trio.run.worker_serve.__code__.co_names, (
         "looked up when the server starts"
     )

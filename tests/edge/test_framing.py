@@ -96,6 +96,25 @@ def test_a_head_in_canonical_form_means_the_same(target: str, values: list[str])
     assert again == head
 
 
+@pytest.mark.parametrize(
+    ("target", "handed_on"),
+    [
+        (b"http://h/a?b", b"/a?b"),
+        (b"HTTPS://h", b"/"),
+        (b"http://h?b", b"/?b"),
+        (b"http://[::1/", b"/"),
+        (b"/x?to=http://h/y", b"/x?to=http://h/y"),
+        (b"*", b"*"),
+    ],
+)
+def test_hypercorn_is_asked_for_a_path_whoever_was_named_before_it(
+    target: bytes, handed_on: bytes
+) -> None:
+    ((head, _),) = parse(b"GET " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert destination(head) == "http"
+    assert head.encode(upgrade=False).startswith(b"GET " + handed_on + b" HTTP/1.1\r\n")
+
+
 def test_what_comes_after_an_upgrade_is_kept_for_it() -> None:
     requests = Requests(head_bytes_max=1_000)
     requests.receive_data(UPGRADE + b"\x81\x80")
@@ -141,6 +160,9 @@ def test_a_malformed_body_never_ends_and_is_handed_on_whole() -> None:
         (400, b"GET / HTTP/1.1\r\nHost : h\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: \x00\r\n\r\n"),
         (400, b"GET /\x80 HTTP/1.1\r\nHost: h\r\n\r\n"),
+        (400, b"GET x HTTP/1.1\r\nHost: h\r\n\r\n"),
+        (400, b"GET ?x HTTP/1.1\r\nHost: h\r\n\r\n"),
+        (400, b"GET ftp://h/x HTTP/1.1\r\nHost: h\r\n\r\n"),
         (400, b"GET / HTTP/1.1\nHost: h\n\n"),
         (400, b"GET / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n"),
         (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),

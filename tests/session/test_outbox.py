@@ -31,6 +31,7 @@ class ScriptedSocket:
 
     room: int = 1 << 30
     broken: bool = False
+    owes: bool = False
     written: bytearray = attrs.field(factory=bytearray)
     _writable: trio.Event = attrs.field(factory=trio.Event)
 

@@ -316,8 +316,11 @@ class Seen:
         assert self.errors == [case.error] * (case.error is not None)
 
 
+Ends = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
 async def play(
-    stream: trio.SocketStream,
+    stream: Ends,
     sent: bytes,
     seen: Seen,
     *,
@@ -345,11 +348,11 @@ async def play(
     await trio.aclose_forcefully(stream)
 
 
-async def _send(stream: trio.SocketStream, sent: bytes, chunk: int | None, is_all: bool) -> None:
+async def _send(stream: Ends, sent: bytes, chunk: int | None, is_all: bool) -> None:
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         for at in range(0, len(sent), chunk or len(sent)):
             await stream.send_all(sent[at : at + (chunk or len(sent))])
-        if is_all:
+        if is_all and isinstance(stream, trio.SocketStream):
             await stream.send_eof()
 
 

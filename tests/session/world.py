@@ -480,6 +480,8 @@ class Wired:
 
     stream: trio.SocketStream
 
+    tls: None = None
+
     @property
     def socket(self) -> trio.socket.SocketType:
         return self.stream.socket

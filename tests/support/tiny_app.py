@@ -16,6 +16,7 @@ process while it starts, `hang` never gets ready.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from hypercorn.config import Config
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from coach import config, edge
+from coach.errors import ConfigurationError
 from coach.supervisor import supervise
 
 CLOSE_S_MAX = 1.0
@@ -45,6 +47,7 @@ class TinyApp:
         self.failed = False
         self.doors: edge.Doors | None = None
         self.addresses: edge.Addresses | None = None
+        self.tls: ssl.SSLContext | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -88,6 +91,12 @@ class TinyApp:
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
+        try:
+            self.tls = self.tls or edge.open_context(config.load(None).server)
+        except ConfigurationError as error:
+            self.failed = True
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
         how = os.environ.get("TINY_APP", "")
         if how.startswith("fail:"):
             self.failed, message = True, how.removeprefix("fail:")
@@ -159,7 +168,7 @@ async def open_server(
     port: int = listener.getsockname()[1]
     options = Config()
     options.bind = [f"fd://{listener.detach()}"]
-    options.backlog = 128
+    options.backlog = 1024  # a silent client that overflows it would wait for ever
     options.graceful_timeout = graceful_s
     options.keep_alive_timeout = keep_alive_s
     options.loglevel = "CRITICAL"
