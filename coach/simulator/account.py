@@ -14,7 +14,7 @@ from .faults import FaultName, Faults, Rule
 from .pacing import Wheel
 from .quota import Quota, Shortage
 from .settings import Settings
-from .statistics import Statistics
+from .statistics import Kind, Statistics
 
 _QUOTA_FIELDS: Final = (
     "requests_per_minute",
@@ -87,9 +87,10 @@ class Account:
             self._quota.spend("requests", 1, now)
             self._quota.spend("tokens", self.dialect.counted_tokens(request), now)
 
-    def spend_output(self, tokens: int) -> None:
+    def spend_output(self, tokens: int, kind: Kind) -> None:
         """Output has been generated."""
         self._output_unspent += tokens
+        self.statistics.sums[kind].output_tokens += tokens
 
     def settle(self) -> None:
         """Take what was generated from the quotas: once a tick, not once a token."""

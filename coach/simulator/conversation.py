@@ -58,6 +58,8 @@ class Tally:
     deltas: int = 0
     chars: int = 0
     """Characters of feedback received."""
+    bytes: int = 0
+    """Of all messages received."""
     tokens: Counter[str] = attrs.field(factory=Counter)
     """Of completed turns, as the server says: input, cached, output."""
     queued: int = 0
@@ -267,6 +269,7 @@ class Conversation:
 
     def receive(self, message: str | bytes, now_s: float) -> None:
         """Take one message from the server."""
+        self.tally.bytes += len(message)
         try:
             said = _decoder.decode(message)
         except (msgspec.DecodeError, UnicodeError):

@@ -20,6 +20,7 @@ from .quota import QuotaState, Shortage
 if TYPE_CHECKING:
     from .account import Account
     from .batches import BatchPages
+    from .statistics import Kind
 
 CHARACTERS_PER_TOKEN: Final = 4.0
 MODEL_CHARACTERS_MAX: Final = 256
@@ -52,6 +53,11 @@ class Request:
         """Text of the last user message; empty where there is none."""
         users = (text for role, text in reversed(self.conversation) if role == "user")
         return next(users, "")
+
+    @property
+    def kind(self) -> Kind:
+        """Judges want JSON by a schema, feedback is text."""
+        return "feedback" if self.schema is None else "judge"
 
     @property
     def input_tokens(self) -> int:

@@ -27,6 +27,7 @@ ROLES: Final = (
     ("coach.simulator", "simulated provider"),
     ("coach worker", "worker"),
     ("hypercorn", "worker"),
+    ("usual_server", "worker"),  # scripts/bench has it to compare with
     ("coach grade", "grader"),
     ("valkey-server", "redis"),
     ("redis-server", "redis"),

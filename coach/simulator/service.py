@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -74,7 +74,7 @@ class Service:
         statistics.requests += 1
         self._dialect.check_key(exchange.headers, account.settings.api_key)
         request = self._dialect.parse(exchange.body)
-        kind: Literal["feedback", "judge"] = "feedback" if request.schema is None else "judge"
+        kind = request.kind
         statistics.judge_requests += kind == "judge"
         fault = account.faults.draw(kind, account.rng)
         self._check(request, fault)
@@ -90,6 +90,11 @@ class Service:
         statistics.input_tokens += plan.uncached
         statistics.cache_write_tokens += plan.write
         statistics.cache_read_tokens += plan.read
+        sums = statistics.sums[kind]
+        sums.let_in += 1
+        sums.input_tokens += plan.uncached
+        sums.cache_write_tokens += plan.write
+        sums.cache_read_tokens += plan.read
         turn = StreamedTurn if request.stream else WholeTurn
         turn(account, exchange, request, plan, fault, request_id).begin()
 

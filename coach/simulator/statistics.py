@@ -5,11 +5,28 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Final, Literal
 
 import attrs
 
 SAMPLES: int = 4_096
 """Lateness is that of the last so many ticks (about 40 s at full load)."""
+
+Kind = Literal["feedback", "judge"]
+KINDS: Final[tuple[Kind, ...]] = ("feedback", "judge")
+
+
+@attrs.define
+class Sums:
+    """Tokens of the requests of one kind that were let in, answered to their ends or not."""
+
+    let_in: int = 0
+    input_tokens: int = 0
+    """Neither read from nor written to the cache."""
+    cache_write_tokens: int = 0
+    cache_read_tokens: int = 0
+    output_tokens: int = 0
+    """As far as it was sent."""
 
 
 @attrs.define
@@ -43,6 +60,8 @@ class Statistics:
     cache_write_tokens: int = 0
     cache_read_tokens: int = 0
     output_tokens: int = 0
+    sums: dict[Kind, Sums] = attrs.field(factory=lambda: {kind: Sums() for kind in KINDS})
+    """The same by kind of request; `/stats` has them as `feedback_input_tokens` and so on."""
     events_sent: int = 0
     """Server-sent events."""
     batches: int = 0
@@ -72,8 +91,10 @@ class Statistics:
         numbers: dict[str, float] = {
             field.name: getattr(self, field.name)
             for field in attrs.fields(Statistics)
-            if field.name not in ("late_s", "ttft_s")
+            if field.name not in ("late_s", "ttft_s", "sums")
         }
+        for kind, sums in self.sums.items():
+            numbers |= {f"{kind}_{name}": value for name, value in attrs.asdict(sums).items()}
         numbers["cpu_s"] = round(time.process_time(), 4)
         for name, values in (("late_ms", self.late_s), ("ttft_ms", self.ttft_s)):
             for percent, value in zip((50, 95), percentiles(values, (50, 95)), strict=True):

@@ -132,7 +132,7 @@ class StreamedTurn(Turn):
         while index < len(deltas) and due <= now:
             delta = deltas[index]
             self.exchange.write(plan.shape.stamped(delta, time.monotonic()) if stamp else delta)
-            self.account.spend_output(tokens[index])
+            self.account.spend_output(tokens[index], self.request.kind)
             due += self._interval
             if index == 0:
                 # Streams that began together must not go on in step.
@@ -200,7 +200,7 @@ class WholeTurn(Turn):
 
     def fire(self, now: float) -> None:
         """Send the answer, or the half that a fault leaves of it."""
-        self.account.spend_output(self._output_tokens)
+        self.account.spend_output(self._output_tokens, self.request.kind)
         self._start(b"application/json", len(self._body))
         if self.fault not in ("cut", "disconnect", "stall", "no_end", "error_event"):
             self._finished()

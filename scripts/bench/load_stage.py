@@ -1,4 +1,4 @@
-"""A coach as large as a load test wants it, with its own Redis and provider, and a load on it."""
+"""A coach (or a usual server) as a load test wants it, with its own provider, and a load on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import attrs
 import httpx
 import trio
 from processes import END_S_MAX, free_port, open_process
+from relay_peers import end_of
 from rich.console import Console
+from usual_stage import Usual, open_usual
 
 from coach.errors import ConfigurationError
 from coach.simulator.classroom import run_watched
@@ -50,6 +52,8 @@ class Setup:
     """Further options of the simulated provider."""
     environ: Mapping[str, str] = attrs.field(factory=dict)
     """Further settings of coach."""
+    usual: Usual | None = None
+    """This in place of coach; of all above it is told the number of workers."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +65,14 @@ class Stage:
     provider_ca: str
     secret: str = attrs.field(repr=False)
 
+    async def provider(self) -> dict[str, float]:
+        """What the simulated provider has counted."""
+        async with httpx.AsyncClient(
+            trust_env=False, verify=self.provider_ca, timeout=END_S_MAX
+        ) as client:
+            found: dict[str, float] = (await client.get(f"{self.provider_url}/stats")).json()
+            return found
+
 
 @attrs.frozen(kw_only=True)
 class Outcome:
@@ -68,8 +80,6 @@ class Outcome:
 
     report: Report
     samples: list[Sample]
-    metrics: str
-    """The server's own, at the end."""
     provider: dict[str, float]
     """What the simulated provider counted."""
 
@@ -99,20 +109,42 @@ async def open_stage(setup: Setup, folder: Path) -> AsyncIterator[Stage]:
         with trio.move_on_after(START_S_MAX):
             said = (await provider.stdout.receive_some()).decode()
         if not said.startswith("ready "):
-            raise ConfigurationError(f"the simulated provider does not start: see {folder}")
+            raise ConfigurationError(
+                f"the simulated provider does not start; {end_of(folder / 'simulator.log')}"
+            )
         stage = Stage(
             url=f"http://127.0.0.1:{port}",
             provider_url=said.split()[1],
             provider_ca=str(folder / "simulator-ca.pem"),
             secret=secret,
         )
-        command = [sys.executable, "-m", "coach", "demo", "--port", f"{port}"]
-        command += ["--data-dir", str(folder)]
-        environ = _environ(setup, stage)
-        async with open_process(command, log=folder / "coach.log", env=environ) as coach:
-            await _until_ready(stage.url, coach, folder)
+        async with _open_server(setup, stage, port, folder) as server:
+            await _until_ready(stage.url, server, folder)
             await trio.sleep(REST_S)
             yield stage
+
+
+@asynccontextmanager
+async def _open_server(
+    setup: Setup, stage: Stage, port: int, folder: Path
+) -> AsyncIterator[trio.Process]:
+    if setup.usual is not None:
+        async with open_usual(
+            setup.usual,
+            port=port,
+            workers=setup.workers,
+            provider_url=stage.provider_url,
+            provider_ca=stage.provider_ca,
+            secret=stage.secret,
+            folder=folder,
+        ) as process:
+            yield process
+        return
+    command = [sys.executable, "-m", "coach", "demo", "--port", f"{port}"]
+    command += ["--data-dir", str(folder)]
+    environ = _environ(setup, stage)
+    async with open_process(command, log=folder / "server.log", env=environ) as process:
+        yield process
 
 
 def _environ(setup: Setup, stage: Stage) -> dict[str, str]:
@@ -139,17 +171,17 @@ def _environ(setup: Setup, stage: Stage) -> dict[str, str]:
     }
 
 
-async def _until_ready(url: str, coach: trio.Process, folder: Path) -> None:
+async def _until_ready(url: str, server: trio.Process, folder: Path) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         with trio.move_on_after(START_S_MAX):
-            while coach.returncode is None:
+            while server.returncode is None:
                 try:
                     if (await client.get(f"{url}/readyz")).status_code == httpx.codes.OK:
                         return
                 except httpx.TransportError:
                     pass
                 await trio.sleep(0.1)
-    raise ConfigurationError(f"coach does not start: see {folder / 'coach.log'}")
+    raise ConfigurationError(f"the server does not start; {end_of(folder / 'server.log')}")
 
 
 async def put_load(
@@ -189,9 +221,4 @@ async def put_load(
         report = await run_watched(watch, console, processes=processes)
     if report is None:
         report = Report(plan, watch.crowd.tally, trio.current_time() - began_s)
-    async with httpx.AsyncClient(
-        trust_env=False, verify=stage.provider_ca, timeout=END_S_MAX
-    ) as client:
-        metrics = (await client.get(f"{stage.url}/metrics")).text
-        provider = (await client.get(f"{stage.provider_url}/stats")).json()
-    return Outcome(report=report, samples=watch.samples, metrics=metrics, provider=provider)
+    return Outcome(report=report, samples=watch.samples, provider=await stage.provider())

@@ -86,6 +86,24 @@ def test_a_grade_comes_whole_after_its_time() -> None:
     assert bench.stats()["judge_requests"] == 1
 
 
+def test_tokens_are_summed_by_kind_and_what_was_cut_short_counts_as_far_as_it_came() -> None:
+    bench = Bench(ttft_ms=200, ttft_jitter_ms=0, events_per_s=10, judge_ms=500, judge_jitter_ms=0)
+    bench.ask(judged())
+    whole, cut = bench.ask(question(ESSAY)), bench.ask(question(ESSAY))
+    bench.run(1)
+    cut.work.cancelled(by_reset=True)
+    bench.run(60)
+    stats = bench.stats()
+
+    used = next(data["usage"] for name, data in whole.events if name == "message_delta")
+    assert stats["feedback_let_in"] == 2
+    assert stats["judge_let_in"] == 1
+    assert stats["feedback_input_tokens"] == 2 * used["input_tokens"]
+    assert used["output_tokens"] < stats["feedback_output_tokens"] < 2 * used["output_tokens"]
+    for name in ("input_tokens", "cache_write_tokens", "cache_read_tokens", "output_tokens"):
+        assert stats[f"feedback_{name}"] + stats[f"judge_{name}"] == stats[name]
+
+
 def test_a_grade_may_be_streamed_and_feedback_may_come_whole() -> None:
     bench = Bench()
     grade, feedback = bench.ask(judged(stream=True)), bench.ask(question(ESSAY, stream=False))
