@@ -136,8 +136,9 @@ class Messages:
         }
 
     def check_key(self, headers: Mapping[bytes, bytes], key: str | None) -> None:
-        """See `Dialect`."""
-        given = headers.get(b"x-api-key", b"").decode("latin-1")
+        """See `Dialect`. Newer versions of the SDK send the key as a bearer's."""
+        bearer = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        given = headers.get(b"x-api-key", bearer).decode("latin-1")
         if not given:
             raise ApiError(401, "authentication_error", "x-api-key header is required")
         if key not in (None, given):
