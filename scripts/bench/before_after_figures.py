@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -107,12 +107,23 @@ class Use:
     bytes_out: float = 0.0
     """To students."""
     usd: float = 0.0
-    """By the server's own bill."""
+    """What its tokens cost."""
 
     @property
     def prompt(self) -> float:
         """Tokens that are sent, cached or not."""
         return self.input + self.cache_write + self.cache_read
+
+
+def price_tokens(use: Use, price: Mapping[str, Any]) -> Use:
+    """The same with `usd`, by an entry of the price list: dollars for a million tokens."""
+    usd = (
+        use.input * price["input"]
+        + use.cache_write * price["cache_write_5m"]
+        + use.cache_read * price["cache_read"]
+        + use.output * price["output"]
+    )
+    return attrs.evolve(use, usd=usd / 1e6)
 
 
 @attrs.frozen(kw_only=True)

@@ -1,10 +1,14 @@
-"""The before-and-after benchmark: its loads, what is read out of each, and the tables.
+"""The before-and-after benchmark: its loads, and what is read out of each.
 
-Four loads, since no single one shows everything:
+Before is a usual server (peers/usual_server.py); what coach's parts contribute is seen by switching
+them off one by one. Six loads, since no single one shows everything:
 
 ramp    feedback alone, asked for so often that turns and not typing fill the machine, by more
         students every second until first tokens are late: capacity, handshakes, sockets
-class   all write for half a minute and hand in: time to score, what turns and essays cost
+steady  as many students for all, each asking twice a minute: what a core of the server carries
+class   all write for half a minute and hand in: time to score, CPU of turns and essays
+hour    a few write their essays ten times as fast as students do, before a provider that is ten
+        times as fast: what turns and essays of an hour are in tokens, history and caches included
 limit   three workers, one school whose limit is reached: tokens let through beyond it
 quota   a class that wants more than the provider's smallest tier gives: 429s
 """
@@ -21,31 +25,28 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from statistics import mean, median
 from typing import Any, Final
 
 import attrs
-import httpx
-import jwt
 import trio
 from arguments import count
 from before_after_figures import (
-    LINES,
-    TTFT_MS_MAX,
     Capacity,
     Prices,
     Use,
-    bill,
     capacity_of,
     cpu_s,
+    price_tokens,
     read_prices,
     ttft_at,
-    writers_of_tier,
 )
+from before_after_tables import tables
 from load_stage import Outcome, Setup, Stage, open_stage, put_load
 from rich.console import Console
+from usual_stage import Usual
 
 from coach.errors import ConfigurationError
-from coach.simulator.exposition import Exposition
 from coach.simulator.plan import Plan
 from coach.simulator.timeline import Sample
 from coach.simulator.verdict import judge
@@ -59,24 +60,34 @@ TURN_EVERY_S: Final = 30.0
 RAMP_EVERY_S: Final = 6.0
 LONG_S: Final = 3_600.0
 """So long a plan is when its students are cut off before they hand in."""
-BOOKED_S: Final = 2.0
-"""After which what was spent stands in Redis."""
 RAMP_WRITERS, RAMP_S = 1_000, 64.0
 ALIKE_WRITERS: Final = 120
+STEADY_WRITERS, STEADY_S, STEADY_FROM_S = 150, 75.0, 35.0
+STEADY_SCALE: Final = 4.0
+"""So much faster drafts grow there: after half a minute they are as long as after two."""
 CLASS_WRITERS, CLASS_S, CLASS_GRACE_S = 120, 40.0, 45.0
+HOUR_WRITERS, HOUR_S, HOUR_GRACE_S = 16, 95.0, 20.0
+HOUR_SCALE: Final = 10
+"""Students and provider: a draft of 390 words takes one minute, not ten, with as many turns."""
+HOUR_PROVIDER: Final = (
+    *("--ttft-ms", f"{200 / HOUR_SCALE}", "--ttft-jitter-ms", f"{40 / HOUR_SCALE}"),
+    *("--events-per-s", f"{10 * HOUR_SCALE}", "--cache-ttl-s", f"{300 / HOUR_SCALE}"),
+)
 LIMIT_WRITERS, LIMIT_EVERY_S, LIMIT_S = 60, 3.0, 28.0
 LIMIT_TOKENS: Final = 200_000
+LIMIT_WORKERS: Final = 3
 QUOTA_WRITERS, QUOTA_EVERY_S, QUOTA_S = 150, 5.0, 34.0
 
 
 @attrs.frozen
 class Variant:
-    """Which parts are on."""
+    """A server: a usual one, or coach with some of its parts."""
 
     name: str
-    rollout: Mapping[str, int]
+    rollout: Mapping[str, int] = attrs.field(factory=dict)
     cached: bool = True
     """The provider's prompt cache is used."""
+    usual: Usual | None = None
 
     def setup(self, prices: Prices, **changes: Any) -> Setup:
         """What is put up for it."""
@@ -84,8 +95,10 @@ class Variant:
         if not self.cached:
             environ |= NO_CACHE
         environ |= changes.pop("environ", {})
-        simulator = () if self.cached else UNCACHED
-        return Setup(rollout=self.rollout, environ=environ, simulator=simulator, **changes)
+        simulator = changes.pop("simulator", ()) + (() if self.cached else UNCACHED)
+        return Setup(
+            rollout=self.rollout, environ=environ, simulator=simulator, usual=self.usual, **changes
+        )
 
 
 def on(*flags: str) -> dict[str, int]:
@@ -93,13 +106,25 @@ def on(*flags: str) -> dict[str, int]:
     return ALL_OFF | dict.fromkeys(flags, 100)
 
 
-USUAL: Final = Variant("all off, no prompt cache", ALL_OFF, cached=False)
+USUAL: Final = Variant("usual server", usual=Usual())
+PER_CALL: Final = Variant("usual server, client per call", usual=Usual(client_per_call=True))
+UNCACHED_OFF: Final = Variant("all off, no prompt cache", ALL_OFF, cached=False)
 OFF: Final = Variant("all off", ALL_OFF)
 QUEUE: Final = Variant("queue alone", on("queue"))
 ON: Final = Variant("all on", on(*FLAGS))
 SINGLES: Final = tuple(
     Variant(f"{flag} alone", on(flag)) for flag in ("pool", "shared_limits", "backpressure")
 )
+LOADS: Final[dict[str, tuple[Variant, ...]]] = {
+    "ramp": (USUAL, PER_CALL, UNCACHED_OFF, OFF, *SINGLES, ON),
+    "steady": (USUAL, PER_CALL, OFF, ON),
+    "class": (USUAL, UNCACHED_OFF, OFF, QUEUE, ON),
+    "hour": (USUAL, UNCACHED_OFF, ON),
+    "limit": (USUAL, OFF, SINGLES[1]),
+    "quota": (USUAL, OFF, SINGLES[2]),
+}
+"""What differs in which load."""
+QUICK: Final = {"ramp": (USUAL, ON), "class": (USUAL, ON)}
 
 
 @attrs.frozen(kw_only=True)
@@ -122,16 +147,66 @@ class Ramp:
 
 
 @attrs.frozen(kw_only=True)
+class Steady:
+    """What the same students, each asking twice a minute, showed of a variant."""
+
+    writers: float
+    cpu: float
+    """Cores that the workers used."""
+    turns_per_s: float
+    deltas: float
+    """Messages of text that a turn had."""
+    ttft_ms: tuple[float, float]
+    memory_mb: float
+
+    @property
+    def writers_a_core(self) -> float:
+        """As many as a core of the server would carry, all of it used."""
+        return self.writers / self.cpu
+
+    @property
+    def turns_a_core(self) -> float:
+        """Turns a second of it, with the typing around them."""
+        return self.turns_per_s / self.cpu
+
+
+@attrs.frozen(kw_only=True)
 class Handed:
     """What the class showed of a variant."""
 
     turn: Use
-    """All that the workers did is counted for turns, typing and handing in too."""
+    """CPU and bytes. All that the workers did is counted for turns, typing and handing in too."""
     essay: Use
     score_ms: tuple[float, float]
     graded: int
     submissions: int
     errors: int
+
+
+@attrs.frozen(kw_only=True)
+class Hour:
+    """What turns and essays of an hour were in tokens, as the provider counted them."""
+
+    turn: Use
+    essay: Use
+    turns: int
+    completed: int
+    essays: int
+    errors: int
+
+
+@attrs.frozen(kw_only=True)
+class Refused:
+    """What a quota that was too small did."""
+
+    rate_limited: float
+    """429s that the provider sent."""
+    turns: int
+    errors: int
+    error_codes: dict[str, int]
+    queued: int
+    ttft_ms: tuple[float, float]
+    """p50 and p95 of the turns that were answered at all."""
 
 
 def price_of(model: str) -> dict[str, Any]:
@@ -166,10 +241,12 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="before_after", description="Coach's parts off, each on, and all on; and the bill."
+        prog="before_after", description="A usual server, coach's parts one by one, and the bill."
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="all off and all on only; 3 minutes")
+    add("--quick", action="store_true", help="the usual server and coach only; 4 minutes")
+    add("--loads", type=_loads, default=tuple(LOADS), metavar="NAME,…",
+        help=f"only these of {', '.join(LOADS)}")  # fmt: skip
     add("--writers", type=count, default=RAMP_WRITERS, metavar="N",
         help=f"at the end of the ramp ({RAMP_WRITERS})")  # fmt: skip
     add("--seed", type=count, default=1, metavar="N", help="same seed, same students (1)")
@@ -178,25 +255,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _loads(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in LOADS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no load {unknown[0]}; there are {', '.join(LOADS)}")
+    return names
+
+
 async def _measure(
     options: argparse.Namespace, prices: Prices, console: Console
 ) -> dict[str, dict[str, Any]]:
     """Every load on every variant that differs in it."""
-    ramp = partial(_ramp, prices, options)
-    handed = partial(_class, prices, options)
-    over = partial(_limit, prices, options)
-    refused = partial(_quota, prices, options)
-    quick: bool = options.quick
-    figures: dict[str, dict[str, Any]] = {"ramp": {}, "class": {}, "limit": {}, "quota": {}}
-    for variant in (OFF, ON) if quick else (USUAL, OFF, *SINGLES, ON):
-        figures["ramp"][variant.name] = await _with(variant, ramp, "ramp", console)
-    for variant in (OFF, ON) if quick else (USUAL, OFF, QUEUE, ON):
-        figures["class"][variant.name] = await _with(variant, handed, "class", console)
-    if not quick:
-        for variant in (OFF, SINGLES[1]):
-            figures["limit"][variant.name] = await _with(variant, over, "limit", console)
-        for variant in (OFF, SINGLES[2]):
-            figures["quota"][variant.name] = await _with(variant, refused, "quota", console)
+    measures: dict[str, Callable[[Variant, Path], Any]] = {
+        "ramp": partial(_ramp, prices, options),
+        "steady": partial(_steady, prices, options),
+        "class": partial(_class, prices, options),
+        "hour": partial(_hour, prices, options),
+        "limit": partial(_limit, prices, options),
+        "quota": partial(_quota, prices, options),
+    }
+    figures: dict[str, dict[str, Any]] = {}
+    for name, variants in (QUICK if options.quick else LOADS).items():
+        if name in options.loads:
+            figures[name] = {}
+            for variant in variants:
+                found = await _with(variant, measures[name], name, console)
+                figures[name][variant.name] = found
     return figures
 
 
@@ -245,6 +330,34 @@ async def _ramp(
     )
 
 
+async def _steady(
+    prices: Prices, options: argparse.Namespace, variant: Variant, folder: Path
+) -> Steady:
+    plan = Plan(
+        writers=STEADY_WRITERS, seconds=LONG_S, ramp_s=8.0, time_scale=STEADY_SCALE,
+        turn_every_s=TURN_EVERY_S * STEADY_SCALE, grace_s=0.0, seed=options.seed,
+    )  # fmt: skip
+    async with open_stage(variant.setup(prices), folder) as stage:
+        seen = await _load(stage, plan, until=lambda samples: samples[-1].at_s >= STEADY_S)
+    samples = [sample for sample in seen.samples if sample.at_s >= STEADY_FROM_S]
+    seconds = samples[-1].at_s - samples[0].at_s
+    used_s = cpu_s(seen.samples, "worker") - cpu_s(
+        seen.samples[: -len(samples) + 1 or None], "worker"
+    )
+    turns = mean(sample.turns_per_s for sample in samples)
+    return Steady(
+        writers=mean(sample.writers for sample in samples),
+        cpu=used_s / seconds,
+        turns_per_s=turns,
+        deltas=mean(sample.events_per_s for sample in samples) / max(turns, 0.01),
+        ttft_ms=(
+            median(sample.ttft_p50_ms or 0.0 for sample in samples),
+            median(sample.ttft_p95_ms or 0.0 for sample in samples),
+        ),
+        memory_mb=samples[-1].memory_mb("worker"),
+    )
+
+
 async def _class(
     prices: Prices, options: argparse.Namespace, variant: Variant, folder: Path
 ) -> Handed:
@@ -255,23 +368,46 @@ async def _class(
     )  # fmt: skip
     async with open_stage(variant.setup(prices), folder) as stage:
         seen = await _load(stage, plan)
-        sent = _sent(seen.samples)
-        spent = {line["reason"]: line for line in await _spent(stage)}
     tally = seen.report.tally
     turns, essays = max(1, tally.turns), max(1, tally.graded)
-    whole, graded = spent.get("feedback", {}), spent.get("grading", {})
     return Handed(
-        # of whole answers: many are cut here by the end of the class, as they seldom are in an hour
         turn=Use(
-            **_tokens(whole, int(whole.get("requests", 1))),
             app_cpu_s=cpu_s(seen.samples, "worker") / turns,
             redis_cpu_s=cpu_s(seen.samples, "redis") / turns,
-            bytes_out=sent / turns,
+            bytes_out=tally.bytes / turns,
         ),
-        essay=Use(**_tokens(graded, essays), app_cpu_s=cpu_s(seen.samples, "grader") / essays),
+        essay=Use(app_cpu_s=cpu_s(seen.samples, "grader") / essays),
         score_ms=_percentiles(tally.score_ms),
         graded=tally.graded,
         submissions=tally.submissions,
+        errors=tally.errors.total(),
+    )
+
+
+async def _hour(
+    prices: Prices, options: argparse.Namespace, variant: Variant, folder: Path
+) -> Hour:
+    plan = Plan(
+        writers=HOUR_WRITERS, seconds=HOUR_S, ramp_s=5.0, time_scale=HOUR_SCALE,
+        turn_every_s=TURN_EVERY_S, grace_s=HOUR_GRACE_S, seed=options.seed,
+    )  # fmt: skip
+    # nobody asks so often in an hour that a user's limit would be met
+    environ = {
+        "COACH_LIMITS__USER_REQUESTS_PER_MINUTE": "10000",
+        "COACH_LIMITS__USER_TOKENS_PER_MINUTE": "10000000",
+    }
+    setup = variant.setup(prices, simulator=HOUR_PROVIDER, environ=environ)
+    if setup.usual is not None:
+        setup = attrs.evolve(setup, usual=attrs.evolve(setup.usual, user_requests=10_000))
+    async with open_stage(setup, folder) as stage:
+        seen = await _load(stage, plan)
+    tally, price = seen.report.tally, price_of(prices.model)
+    return Hour(
+        turn=price_tokens(_tokens(seen.provider, "feedback", tally.turns), price),
+        essay=price_tokens(_tokens(seen.provider, "judge", tally.graded), price),
+        turns=tally.turns,
+        completed=tally.completed,
+        essays=tally.graded,
         errors=tally.errors.total(),
     )
 
@@ -285,15 +421,19 @@ async def _limit(
         grace_s=0.0, seed=options.seed,
     )  # fmt: skip
     environ = {"COACH_LIMITS__ORG_TOKENS_PER_MINUTE": f"{LIMIT_TOKENS}"}
-    async with open_stage(variant.setup(prices, workers=3, environ=environ), folder) as stage:
+    setup = variant.setup(prices, workers=LIMIT_WORKERS, environ=environ)
+    if setup.usual is not None:
+        setup = attrs.evolve(setup, usual=attrs.evolve(setup.usual, school_tokens=LIMIT_TOKENS))
+    async with open_stage(setup, folder) as stage:
         seen = await _load(stage, plan, until=lambda samples: samples[-1].at_s >= LIMIT_S)
-    used = Exposition(seen.metrics).total("coach_tokens_total")
+    use = _tokens(seen.provider, "feedback", 1)
+    used = use.prompt + use.output
     return {"limit": LIMIT_TOKENS, "used": used, "over": max(0.0, used - LIMIT_TOKENS)}
 
 
 async def _quota(
     prices: Prices, options: argparse.Namespace, variant: Variant, folder: Path
-) -> dict[str, Any]:
+) -> Refused:
     plan = Plan(
         writers=QUOTA_WRITERS, seconds=LONG_S, ramp_s=4.0, turn_every_s=QUOTA_EVERY_S,
         grace_s=0.0, seed=options.seed,
@@ -304,13 +444,14 @@ async def _quota(
         seen = await _load(stage, plan, until=lambda samples: samples[-1].at_s >= QUOTA_S)
     tally = seen.report.tally
     last = seen.samples[-1]  # the cut itself fails turns
-    return {
-        "429s": seen.provider["rate_limited"],
-        "turns": tally.turns,
-        "errors": last.errors,
-        "error_codes": last.error_codes,
-        "queued": last.queued,
-    }
+    return Refused(
+        rate_limited=seen.provider["rate_limited"],
+        turns=tally.turns,
+        errors=last.errors,
+        error_codes=last.error_codes,
+        queued=last.queued,
+        ttft_ms=_percentiles(tally.ttft_ms),
+    )
 
 
 async def _load(
@@ -319,111 +460,17 @@ async def _load(
     return await put_load(stage, plan, Console(quiet=True), processes=1, until=until)
 
 
-# -- what is read ----------------------------------------------------------------------------------
-
-
-async def _spent(stage: Stage) -> list[dict[str, Any]]:
-    """The server's own bill, by reason."""
-    await trio.sleep(BOOKED_S)
-    claims = {"sub": "bench", "org": "bench", "role": "operator", "exp": 4_000_000_000}
-    token = jwt.encode(claims, stage.secret, algorithm="HS256")
-    async with httpx.AsyncClient(base_url=stage.url, trust_env=False) as client:
-        response = await client.get(
-            "/api/costs", params={"by": "reason"}, headers={"Authorization": f"Bearer {token}"}
-        )
-        response.raise_for_status()
-        lines: list[dict[str, Any]] = response.json()["lines"]
-        return lines
-
-
-def _tokens(line: Mapping[str, Any], of: int) -> dict[str, float]:
-    """What a line of the bill comes to for each of so many turns or essays."""
-    names = ("input", "cache_write", "cache_read", "output", "requests")
-    sums = {name: float(line.get(name, 0)) / of for name in names}
-    return {**sums, "usd": float(line.get("cost", 0)) / of}
-
-
-def _sent(samples: Sequence[Sample]) -> float:
-    """Bytes that the workers have written by write(2): that is to students; source: proc(5)."""
-    total = 0.0
-    pids = {usage.pid for usage in samples[-1].usages if usage.role == "worker"}
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-            name, _, value = line.partition(": ")
-            total += float(value) if name == "wchar" else 0.0
-    return total
+def _tokens(provider: Mapping[str, float], kind: str, of: int) -> Use:
+    """What the provider has counted of a kind of requests, for each of so many turns or essays."""
+    of = max(1, of)
+    return Use(
+        input=provider[f"{kind}_input_tokens"] / of,
+        cache_write=provider[f"{kind}_cache_write_tokens"] / of,
+        cache_read=provider[f"{kind}_cache_read_tokens"] / of,
+        output=provider[f"{kind}_output_tokens"] / of,
+        requests=provider[f"{kind}_let_in"] / of,
+    )
 
 
 def _percentiles(histogram: Any) -> tuple[float, float]:
     return histogram.percentile(50) or 0.0, histogram.percentile(95) or 0.0
-
-
-# -- what is said ----------------------------------------------------------------------------------
-
-
-def tables(figures: Mapping[str, Mapping[str, Any]], prices: Prices) -> list[str]:
-    """Markdown, as docs/benchmarks.md has it."""
-    heads = (
-        f"a ramp, a turn every {RAMP_EVERY_S:.0f} s", "capacity, writers", "ended by",
-        "what broke first", f"first token p50 / p95 at {ALIKE_WRITERS} writers, ms",
-        "turns", "handshakes",
-        "sockets", "worker CPU, ms a turn", "of the machine",
-    )  # fmt: skip
-    lines = ["", f"| {' | '.join(heads)} |", f"| {'--- | ' * len(heads)}".rstrip()]
-    for name, ramp in figures["ramp"].items():
-        lines.append(
-            f"| {name} | {ramp.capacity} | {ramp.capacity.ended_by or 'the end of the ramp'} |"
-            f" {ramp.first or '–'} |"
-            f" {ramp.ttft_ms[0]:.0f} / {ramp.ttft_ms[1]:.0f} |"
-            f" {ramp.turns} | {ramp.handshakes:.0f} | {ramp.sockets:.0f} |"
-            f" {ramp.cpu_ms:.1f} | {ramp.machine:.0%} |"
-        )
-    lines += [
-        "",
-        "| a class hands in | graded | time to score p50 / p95, s | errors |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, handed in figures["class"].items():
-        p50, p95 = (value / 1000 for value in handed.score_ms)
-        lines.append(
-            f"| {name} | {handed.graded} of {handed.submissions} | {p50:.1f} / {p95:.1f} |"
-            f" {handed.errors} |"
-        )
-    for name, found in figures["limit"].items():
-        lines.append(
-            f"\nLimit of {found['limit']:,} tokens, three workers, {name}:"
-            f" {found['used']:,.0f} let through, {found['over']:,.0f} too many."
-        )
-    for name, found in figures["quota"].items():
-        lines.append(
-            f"\nMore than the quota, {name}: {found['429s']:.0f} 429s,"
-            f" {found['errors']} of {found['turns']} turns failed, {found['queued']} waited."
-        )
-    return [*lines, *_bills(figures, prices)]
-
-
-def _bills(figures: Mapping[str, Mapping[str, Any]], prices: Prices) -> list[str]:
-    pairs = {name: (handed.turn, handed.essay) for name, handed in figures["class"].items()}
-    names = list(pairs)
-    bills = {name: bill(turn, essay, prices) for name, (turn, essay) in pairs.items()}
-    lines = [
-        "",
-        f"| ₹ a concurrent writer and hour | {' | '.join(names)} |",
-        f"| --- |{' --- |' * len(names)}",
-    ]
-    lines += [
-        f"| {line} | {' | '.join(f'{bills[name][line]:.3f}' for name in names)} |" for line in LINES
-    ]
-    sums = {name: sum(bills[name].values()) for name in names}
-    lines.append(f"| all | {' | '.join(f'{sums[name]:.2f}' for name in names)} |")
-    carried = [writers_of_tier(*pairs[name], prices) for name in names]
-    said = " | ".join(f"{writers:.0f} ({limit})" for writers, limit in carried)
-    lines.append(f"| writers that the tier carries | {said} |")
-    ratio = sums[names[-1]] / sums[names[0]]
-    reference = prices.after_inr / prices.before_inr
-    lines.append(
-        f"\nFrom ₹{sums[names[0]]:.1f} to ₹{sums[names[-1]]:.1f}, a ratio of {ratio:.2f};"
-        f" the reference goes from ₹{prices.before_inr:.0f} to ₹{prices.after_inr:.0f},"
-        f" {reference:.2f}. First tokens count as late above {TTFT_MS_MAX:.0f} ms (p95)."
-    )
-    return lines

@@ -134,7 +134,7 @@ async def _open_server(
             port=port,
             workers=setup.workers,
             provider_url=stage.provider_url,
-            provider_ca=stage.provider_ca,
+            provider_ca=Path(stage.provider_ca),
             secret=stage.secret,
             folder=folder,
         ) as process:

@@ -1,15 +1,14 @@
-"""The usual server (peers/usual_server.py) put up as a load test wants it, with coach's own words."""
+"""The usual server (peers/usual_server.py) as a load test wants it, with coach's own words."""
 
 from __future__ import annotations
 
 import json
-import resource
 import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import trio
@@ -20,9 +19,7 @@ from coach.config import Provider
 from coach.errors import ConfigurationError
 from coach.grading import LENSES, load_rubric
 from coach.providers import feedback_prompt, judge_prompt
-
-USER_REQUESTS: Final = 30
-"""A minute: as coach's default is."""
+from coach.simulator.crowd import raise_open_files
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +27,8 @@ class Usual:
     """Which usual server."""
 
     client_per_call: bool = False
+    user_requests: int = 30
+    """A minute; as coach's default is."""
     school_tokens: int = 100_000_000
     """A minute."""
 
@@ -60,7 +59,7 @@ async def open_usual(
     port: int,
     workers: int,
     provider_url: str,
-    provider_ca: str,
+    provider_ca: Path,
     secret: str,
     folder: Path,
 ) -> AsyncIterator[trio.Process]:
@@ -78,19 +77,24 @@ async def open_usual(
     prepare_usual()
     prompts, trust = folder / "usual-prompts.json", folder / "usual-ca.pem"
     prompts.write_text(json.dumps(prompts_of_coach()))
-    trust.write_text(_authorities() + Path(provider_ca).read_text())
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:  # as its service manager would be told to
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    trust.write_text(_authorities() + provider_ca.read_text())
+    raise_open_files()  # as its service manager would be told to
     command = [str(CACHE / "usual" / "bin" / "python"), "-m", "uvicorn", "usual_server:app"]
     command += ["--app-dir", str(SOURCES), "--host", "127.0.0.1", "--port", f"{port}"]
-    command += ["--workers", f"{workers}", "--log-level", "warning", "--timeout-graceful-shutdown", "1"]
+    command += [
+        "--workers",
+        f"{workers}",
+        "--log-level",
+        "warning",
+        "--timeout-graceful-shutdown",
+        "1",
+    ]
     environ = {
         "USUAL_PROMPTS": str(prompts),
         "USUAL_DATABASE": str(folder / "usual.sqlite"),
         "USUAL_MODEL": "sim-writer-1",
         "USUAL_JWT_SECRET": secret,
-        "USUAL_USER_REQUESTS": f"{USER_REQUESTS}",
+        "USUAL_USER_REQUESTS": f"{usual.user_requests}",
         "USUAL_SCHOOL_TOKENS": f"{usual.school_tokens}",
         "USUAL_CLIENT_PER_CALL": f"{usual.client_per_call:d}",
         "ANTHROPIC_BASE_URL": provider_url,
@@ -103,15 +107,13 @@ async def open_usual(
 
 
 def prompts_of_coach() -> dict[str, Any]:
-    """Coach's own words and rubric, without what makes them cheap: no breakpoints, no conversation."""
+    """Coach's words and rubric, without what makes them cheap: breakpoints, a conversation."""
     rubric = load_rubric()
     text = rubric.as_text()
     feedback = feedback_prompt(
         rubric=text, assignment="", history=(), draft="", focus=None, output_tokens_max=1
     )
-    judge = judge_prompt(
-        rubric=text, assignment="", essay="", schema=None, output_tokens_max=1
-    )
+    judge = judge_prompt(rubric=text, assignment="", essay="", schema=None, output_tokens_max=1)
     usual = Provider(name="usual", base_url="https://127.0.0.1", model="usual", api_key="usual")
     return {
         "feedback": feedback.system[0].text,

@@ -91,6 +91,7 @@ def test_tokens_are_summed_by_kind_and_what_was_cut_short_counts_as_far_as_it_ca
     bench.ask(judged())
     whole, cut = bench.ask(question(ESSAY)), bench.ask(question(ESSAY))
     bench.run(1)
+    assert cut.work is not None
     cut.work.cancelled(by_reset=True)
     bench.run(60)
     stats = bench.stats()

@@ -5,18 +5,17 @@ the same instructions, rubric and judges. It runs in an environment of its own
 (`usual_requirements.txt`). What it does, and where that comes from:
 
 client      `AsyncAnthropic()` once in the module, all defaults: HTTP/1.1, a pool of 1,000
-            connections of which 100 are kept when idle, two retries, ten minutes of patience (README
-            of anthropic-sdk-python). `USUAL_CLIENT_PER_CALL=1`: one for every call, closed after it,
-            as many programs have it (the `with` is kinder than most, who never close it).
+            connections of which 100 are kept when idle, two retries, ten minutes of patience
+            (anthropic-sdk-python, README). `USUAL_CLIENT_PER_CALL=1`: one for every call, closed
+            after it, as many programs have it; most of them do not even close it.
 streaming   `async with client.messages.stream(…)`, `async for text in stream.text_stream`, one
-            `send_text` each: the SDK's own example and every tutorial's.
+            `send_text` each: the SDK's own example (helpers.md) and every tutorial's.
 prompt      instructions, rubric, task, the last three answers and the whole draft, each time; no
             `cache_control`, which is an extra that one adds later.
-turns       a task each (`asyncio.create_task`), so that typing is read meanwhile. A newer question for
-            the same draft and `cancel` cancel the task; the SDK then closes the connection, since
-            HTTP/1.1 knows no other way to stop an answer. When a student leaves, FastAPI cancels
-            nothing but its own wait for the next message: the task goes on until its next
-            `send_text` fails.
+turns       a task each (`asyncio.create_task`), so that typing is read meanwhile. A newer question
+            for the same draft and `cancel` cancel the task; the SDK then closes the connection,
+            since HTTP/1.1 knows no other way to stop an answer. When a student leaves, FastAPI
+            cancels nothing: the task goes on until its next `send_text` fails.
 limits      requests of a user and tokens of a school in the last minute, in dicts of this process:
             asked before a call, written after it, when the provider has said what it was.
 429         the SDK waits and tries twice more; the third is an error that the student sees.
@@ -26,11 +25,12 @@ sessions    end with their connection, drafts are in memory, nothing is resumed.
 processes   as many as `uvicorn --workers` says; they share nothing.
 
 Kinder than usual: uvloop, httptools, no access log, messages validated by pydantic's core alone,
-one database connection that stays open, open files as many as the machine allows.
+one database connection that stays open, as many open files as the machine allows.
 
-Settings are environment variables: USUAL_PROMPTS (a JSON file, see `usual_stage.py`), USUAL_DATABASE,
-USUAL_MODEL, USUAL_JWT_SECRET, USUAL_USER_REQUESTS, USUAL_SCHOOL_TOKENS (both a minute),
-USUAL_CLIENT_PER_CALL; ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY and SSL_CERT_FILE are the SDK's.
+Settings are environment variables: USUAL_PROMPTS (a JSON file, see `usual_stage.py`),
+USUAL_DATABASE, USUAL_MODEL, USUAL_JWT_SECRET, USUAL_USER_REQUESTS, USUAL_SCHOOL_TOKENS (both a
+minute), USUAL_CLIENT_PER_CALL; ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY and SSL_CERT_FILE are the
+SDK's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,11 +96,15 @@ async def client() -> AsyncIterator[AsyncAnthropic]:
 
 
 class Hello(BaseModel):
+    """The first message."""
+
     type: Literal["hello"]
     token: str
 
 
 class Edit(BaseModel):
+    """Splices: at, delete, insert."""
+
     type: Literal["edit"]
     draft: str
     rev: int
@@ -108,6 +112,8 @@ class Edit(BaseModel):
 
 
 class Draft(BaseModel):
+    """The whole text."""
+
     type: Literal["draft"]
     draft: str
     rev: int
@@ -115,6 +121,8 @@ class Draft(BaseModel):
 
 
 class Feedback(BaseModel):
+    """A question."""
+
     type: Literal["feedback"]
     request: str
     draft: str
@@ -123,11 +131,15 @@ class Feedback(BaseModel):
 
 
 class Cancel(BaseModel):
+    """No answer is wanted any more."""
+
     type: Literal["cancel"]
     request: str
 
 
 class Submit(BaseModel):
+    """An essay is handed in."""
+
     type: Literal["submit"]
     submission: str
     assignment: str
@@ -135,6 +147,8 @@ class Submit(BaseModel):
 
 
 class Ack(BaseModel):
+    """Everything up to `seq` was seen: of no use here."""
+
     type: Literal["ack"]
     seq: int
 
@@ -154,6 +168,7 @@ class Window:
         self._used: dict[str, deque[tuple[float, int]]] = {}
 
     def is_full(self, name: str) -> bool:
+        """Whether nothing more may be used."""
         used = self._used.setdefault(name, deque())
         since = time.monotonic() - MINUTE_S
         while used and used[0][0] < since:
@@ -161,6 +176,7 @@ class Window:
         return sum(amount for _, amount in used) >= self._most
 
     def add(self, name: str, amount: int) -> None:
+        """Something was used."""
         self._used.setdefault(name, deque()).append((time.monotonic(), amount))
 
 
@@ -399,19 +415,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(lifespan=lifespan)
-
-
-@app.websocket("/ws")
 async def write(websocket: WebSocket) -> None:
     """A student's connection."""
-    try:
+    with suppress(WebSocketDisconnect):
         await Student(websocket, websocket.app.state.database).run()
-    except WebSocketDisconnect:
-        pass
 
 
-@app.post("/api/token")
 async def token() -> dict[str, str]:
     """A new student."""
     user = secrets.token_hex(8)
@@ -419,15 +428,20 @@ async def token() -> dict[str, str]:
     return {"token": jwt.encode(claims, JWT_SECRET, algorithm="HS256"), "user": user}
 
 
-@app.get("/api/assignments")
 async def assignments() -> list[dict[str, str]]:
     """What may be written about."""
     offered: list[dict[str, str]] = PROMPTS["assignments"]
     return offered
 
 
-@app.get("/healthz")
-@app.get("/readyz")
 async def ready() -> dict[str, str]:
     """It answers."""
     return {"status": "ready"}
+
+
+app = FastAPI(lifespan=lifespan)
+app.add_api_websocket_route("/ws", write)
+app.add_api_route("/api/token", token, methods=["POST"])
+app.add_api_route("/api/assignments", assignments)
+app.add_api_route("/healthz", ready)
+app.add_api_route("/readyz", ready)
