@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from coach.errors import ConfigurationError
+from coach.grading import load_rubric
 from coach.simulator.host import Usage
 from coach.simulator.timeline import Sample
 
@@ -186,3 +187,59 @@ def test_the_simulated_model_is_priced_by_the_list_that_comes_with_coach() -> No
     assert json.loads(json.dumps(price)) == price
     with pytest.raises(ConfigurationError, match="no model nobody"):
         price_of("nobody")
+
+
+def test_tokens_are_priced_each_by_its_kind() -> None:
+    from before_after_figures import Use, price_tokens
+
+    price = {"input": 3, "cache_write_5m": 3.75, "cache_read": 0.3, "output": 15}
+    use = price_tokens(Use(input=1_000, cache_write=100, cache_read=2_000, output=50), price)
+    assert use.usd == pytest.approx((3_000 + 375 + 600 + 750) / 1e6)
+    assert (use.input, use.prompt) == (1_000, 3_100)
+
+
+def test_the_tables_have_a_row_for_every_server_and_the_bill_compares_the_last_with_the_first() -> (
+    None
+):
+    """The hour has the tokens, the class CPU and bytes; a load that was not put has no table."""
+    from before_after_figures import Use, read_prices
+    from before_after_run import Handed, Hour
+    from before_after_tables import tables
+
+    prices = read_prices(BENCH / "before_after_prices.toml")
+
+    def hour(usd: float) -> Hour:
+        use = Use(input=100, output=50, usd=usd)
+        return Hour(turn=use, essay=Use(), turns=9, completed=8, essays=1, errors=0)
+
+    handed = Handed(
+        turn=Use(app_cpu_s=0.036), essay=Use(), score_ms=(2_000.0, 3_000.0), graded=7,
+        submissions=7, errors=0,
+    )  # fmt: skip
+    figures = {
+        "class": {"usual": handed, "other": handed, "coach": handed},
+        "hour": {"usual": hour(0.01), "coach": hour(0.0025)},
+    }
+    lines = "\n".join(tables(figures, prices)).splitlines()
+    assert [line for line in lines if line.startswith("| other")] == [
+        "| other | 7 of 7 | 2.0 / 3.0 | 0 |"
+    ]
+    assert "| ₹ a concurrent writer and hour | usual | coach |" in lines
+    assert "| feedback tokens | 105.600 | 26.400 |" in lines
+    assert lines[-1].startswith("From ₹105.6 to ₹26.4, a ratio of 0.25;")
+    assert not any("ramp" in line or "quota" in line for line in lines)
+
+
+def test_the_usual_server_is_told_coachs_own_words() -> None:
+    """No breakpoints, and a schema whose criteria are those that it makes the median of."""
+    from usual_stage import prompts_of_coach
+
+    told = prompts_of_coach()
+    rubric = load_rubric()
+    for kind in ("feedback", "judge"):
+        assert told[kind].endswith(rubric.as_text())
+    assert "cache" not in json.dumps(told)
+    schema = told["schema"]["properties"]["criteria"]["properties"]
+    assert list(schema) == [criterion["name"] for criterion in told["criteria"]]
+    assert sum(criterion["weight"] for criterion in told["criteria"]) == 100
+    assert len(told["lenses"]) >= 3

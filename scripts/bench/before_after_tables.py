@@ -125,6 +125,11 @@ def _bills(classes: Mapping[str, Any], hours: Mapping[str, Any], prices: Prices)
     carried = [writers_of_tier(turn, essay, prices) for turn, essay in uses.values()]
     names = list(uses)
     ratio = sums[names[-1]] / sums[names[0]]
+    said = (
+        f"From ₹{sums[names[0]]:.1f} to ₹{sums[names[-1]]:.1f}, a ratio of {ratio:.2f}; the"
+        f" reference goes from ₹{prices.before_inr:.0f} to ₹{prices.after_inr:.0f},"
+        f" {prices.after_inr / prices.before_inr:.2f}."
+    )
     return [
         *_table(
             ("₹ a concurrent writer and hour", *names),
@@ -136,9 +141,7 @@ def _bills(classes: Mapping[str, Any], hours: Mapping[str, Any], prices: Prices)
             ),
         ),
         "",
-        f"From ₹{sums[names[0]]:.1f} to ₹{sums[names[-1]]:.1f}, a ratio of {ratio:.2f}; the"
-        + f" reference goes from ₹{prices.before_inr:.0f} to ₹{prices.after_inr:.0f},"
-        + f" {prices.after_inr / prices.before_inr:.2f}.",
+        said,
     ]
 
 

@@ -77,7 +77,7 @@ async def open_usual(
     prepare_usual()
     prompts, trust = folder / "usual-prompts.json", folder / "usual-ca.pem"
     prompts.write_text(json.dumps(prompts_of_coach()))
-    trust.write_text(_authorities() + provider_ca.read_text())
+    trust.write_text(_authorities() + provider_ca.read_text())  # noqa: ASYNC240  a small one
     raise_open_files()  # as its service manager would be told to
     command = [str(CACHE / "usual" / "bin" / "python"), "-m", "uvicorn", "usual_server:app"]
     command += ["--app-dir", str(SOURCES), "--host", "127.0.0.1", "--port", f"{port}"]
