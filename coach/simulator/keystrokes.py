@@ -39,7 +39,12 @@ class Thought:
 
 
 def keystrokes(
-    text: str, *, duration_s: float, think_every_s: float, rng: random.Random
+    text: str,
+    *,
+    duration_s: float,
+    think_every_s: float,
+    rng: random.Random,
+    time_scale: float = 1.0,
 ) -> Iterator[Typed | Thought]:
     """Type `text` once, from empty, in about `duration_s` seconds.
 
@@ -48,8 +53,9 @@ def keystrokes(
       duration_s: sum of all pauses, seconds, > 0; kept within about 10 %.
       think_every_s: mean distance of thoughts, seconds, > 0. One always comes last.
       rng: source of randomness; a seed replays the same typing.
+      time_scale: how much faster the student lives; the other two are in the time that is lived.
     """
-    haste = min(1.0, duration_s / _UNHURRIED_S)
+    haste = min(1.0 / time_scale, duration_s / _UNHURRIED_S)
     thoughts = max(1.0, duration_s / think_every_s)
     thinking_s = thoughts * haste * sum(THINK_S) / 2
     chars_per_s = len(text) / max(duration_s - thinking_s, duration_s / 4)

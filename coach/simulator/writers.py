@@ -438,6 +438,7 @@ class Student:
             duration_s=typing_s,
             think_every_s=self.habits.think_every_s,
             rng=self.rng,
+            time_scale=self.plan.time_scale,
         )
         with _counted(self.presence, "typing"):
             for number, stroke in enumerate(strokes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +54,19 @@ def test_typing_takes_as_long_as_told(duration_s: float) -> None:
         )
     assert sum(totals) / len(totals) == pytest.approx(duration_s, rel=0.1)
     assert corrections > len(totals) / 2
+
+
+def test_who_lives_faster_makes_the_same_strokes_in_less_time() -> None:
+    """As many of them, and as many thoughts: a load of ten times the speed is ten times the load."""
+    text = load_essays()[0].text
+    slow = list(keystrokes(text, duration_s=400, think_every_s=30, rng=random.Random(3)))
+    fast = list(
+        keystrokes(text, duration_s=40, think_every_s=3, rng=random.Random(3), time_scale=10)
+    )
+    assert [each.pause_s for each in fast] == pytest.approx([each.pause_s / 10 for each in slow])
+    assert [attrs.evolve(each, pause_s=0) for each in fast] == [
+        attrs.evolve(each, pause_s=0) for each in slow
+    ]
 
 
 def test_same_seed_same_typing() -> None:
