@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coach.errors import ConfigurationError
 from coach.grading import load_rubric
+from coach.providers import Conversation, feedback_prompt
 from coach.simulator.host import Usage
 from coach.simulator.timeline import Sample
 
@@ -225,7 +227,7 @@ def test_the_tables_have_a_row_for_every_server_and_the_bill_compares_the_last_w
         turn=Use(app_cpu_s=0.036), essay=Use(), score_ms=(2_000.0, 3_000.0), graded=7,
         submissions=7, errors=0,
     )  # fmt: skip
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         "class": {"usual": handed, "other": handed, "coach": handed},
         "hour": {"usual": hour(0.01), "coach": hour(0.0025)},
     }
@@ -240,6 +242,12 @@ def test_the_tables_have_a_row_for_every_server_and_the_bill_compares_the_last_w
     assert not any("ramp" in line or "quota" in line for line in lines)
 
 
+def feedback_of_coach() -> str:
+    question = Conversation().ask("", None, now_s=0.0, grows=False)
+    prompt = feedback_prompt(rubric="", assignment="", question=question, output_tokens_max=1)
+    return prompt.system[0].text
+
+
 def test_the_usual_server_is_told_coachs_own_words() -> None:
     """No breakpoints, and a schema whose criteria are those that it makes the median of."""
     from usual_stage import prompts_of_coach
@@ -249,6 +257,10 @@ def test_the_usual_server_is_told_coachs_own_words() -> None:
     for kind in ("feedback", "judge"):
         assert told[kind].endswith(rubric.as_text())
     assert "cache" not in json.dumps(told)
+    for told_by_changes in ("student comes back", "what is new"):
+        assert told_by_changes in feedback_of_coach()
+        assert told_by_changes not in told["feedback"]
+    assert "\nThe draft is what stands in the messages" in told["feedback"]
     schema = told["schema"]["properties"]["criteria"]["properties"]
     assert list(schema) == [criterion["name"] for criterion in told["criteria"]]
     assert sum(criterion["weight"] for criterion in told["criteria"]) == 100

@@ -82,8 +82,9 @@ def _quotas(found: Mapping[str, Any]) -> list[str]:
 
 def _hours(found: Mapping[str, Any], prices: Prices) -> list[str]:
     head = (
-        "an hour, ten times as fast", "a turn's tokens: new", "written to the cache", "read from it",
-        "output", "messages a turn", "an essay's tokens: new", "written", "read", "output",
+        "an hour, ten times as fast", "a turn's tokens: new", "written to the cache",
+        "read from it", "output", "messages a turn", "an essay's tokens: new", "written", "read",
+        "output",
         "turns, completed, errors", "worker CPU, ms a turn with its typing",
         "writers a core carries",
     )  # fmt: skip

@@ -57,7 +57,7 @@ def test_typing_takes_as_long_as_told(duration_s: float) -> None:
 
 
 def test_who_lives_faster_makes_the_same_strokes_in_less_time() -> None:
-    """As many of them, and as many thoughts: a load of ten times the speed is ten times the load."""
+    """As many of them, and as many thoughts: ten times the speed is ten times the load."""
     text = load_essays()[0].text
     slow = list(keystrokes(text, duration_s=400, think_every_s=30, rng=random.Random(3)))
     fast = list(
