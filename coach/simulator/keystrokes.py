@@ -45,8 +45,9 @@ def keystrokes(
     think_every_s: float,
     rng: random.Random,
     time_scale: float = 1.0,
+    begun: int = 0,
 ) -> Iterator[Typed | Thought]:
-    """Type `text` once, from empty, in about `duration_s` seconds.
+    """Type `text` once in about `duration_s` seconds.
 
     Args:
       text: the essay; the last `Typed` carries exactly it.
@@ -54,13 +55,16 @@ def keystrokes(
       think_every_s: mean distance of thoughts, seconds, > 0. One always comes last.
       rng: source of randomness; a seed replays the same typing.
       time_scale: how much faster the student lives; the other two are in the time that is lived.
+      begun: so many characters are there already, and are put in at once.
     """
     haste = min(1.0 / time_scale, duration_s / _UNHURRIED_S)
     thoughts = max(1.0, duration_s / think_every_s)
     thinking_s = thoughts * haste * sum(THINK_S) / 2
-    chars_per_s = len(text) / max(duration_s - thinking_s, duration_s / 4)
+    chars_per_s = (len(text) - begun) / max(duration_s - thinking_s, duration_s / 4)
 
-    written, rest = "", text
+    written, rest = text[:begun], text[begun:]
+    if written:
+        yield Typed(PAUSE_S[0] * haste, ((0, 0, written),), written)
     slip: tuple[int, str, str] | None = None  # index in `written`, what stands there, what should
     until_thought_s = think_every_s * rng.uniform(0.6, 1.4)
     while rest or slip:

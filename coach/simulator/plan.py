@@ -32,6 +32,8 @@ class Plan:
     """When each student arrives, seconds from the beginning; as many as `writers`."""
     time_scale: float = 1.0
     """How much faster the students live: their typing, thinking and pauses, not the server."""
+    begun: float = 0.0
+    """Share of the first essay that is there when a student arrives."""
     long_pauses: float = 0.0
     """Share of students who put their work aside for 5 to 10 minutes."""
     flaky: float = 0.0
@@ -73,7 +75,8 @@ class Plan:
             raise ConfigurationError("turn-every must be 1 or more, grace 0 or more")
         if not 0.01 <= self.time_scale <= 1_000:
             raise ConfigurationError("time-scale must be between 0.01 and 1000")
-        if not all(0 <= share <= 1 for share in (self.long_pauses, self.flaky, self.half_open)):
+        shares = (self.begun, self.long_pauses, self.flaky, self.half_open)
+        if not all(0 <= share <= 1 for share in shares):
             raise ConfigurationError("long-pauses, flaky and half-open are shares, between 0 and 1")
         if self.online_s <= 0 or not 0 <= self.offline_s[0] <= self.offline_s[1]:
             raise ConfigurationError("online must be above 0, offline a range from 0 on")

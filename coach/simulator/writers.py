@@ -423,14 +423,21 @@ class Student:
             pause_after = self.habits.break_after if number == 0 else None
             break_s = 0.0 if pause_after is None else min(self.habits.break_s, left_s / 2)
             hurried_s = (left_s - break_s) * self.rng.uniform(*TYPING_SHARE)
-            unhurried_s = len(essay.text) / self.habits.chars_per_s
+            begun = round(self.plan.begun * len(essay.text)) if number == 0 else 0
+            unhurried_s = (len(essay.text) - begun) / self.habits.chars_per_s
             typing_s = max(1.0, min(hurried_s, unhurried_s))
-            await self._write_essay(essay, f"d{number}", typing_s, pause_after, break_s)
+            await self._write_essay(essay, f"d{number}", begun, typing_s, pause_after, break_s)
         with trio.move_on_at(self.end_s + self.plan.grace_s):
             await self._until(lambda: self._link is not None and self._link.conversation.settled)
 
     async def _write_essay(
-        self, essay: Essay, draft: str, typing_s: float, pause_after: float | None, break_s: float
+        self,
+        essay: Essay,
+        draft: str,
+        begun: int,
+        typing_s: float,
+        pause_after: float | None,
+        break_s: float,
     ) -> None:
         request, rev, due_s = "", 0, trio.current_time()
         strokes = keystrokes(
@@ -439,6 +446,7 @@ class Student:
             think_every_s=self.habits.think_every_s,
             rng=self.rng,
             time_scale=self.plan.time_scale,
+            begun=begun,
         )
         with _counted(self.presence, "typing"):
             for number, stroke in enumerate(strokes):

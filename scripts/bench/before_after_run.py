@@ -1,14 +1,15 @@
 """The before-and-after benchmark: its loads, and what is read out of each.
 
 Before is a usual server (peers/usual_server.py); what coach's parts contribute is seen by switching
-them off one by one. Five loads, since no single one shows everything:
+them off one by one. Six loads, since no single one shows everything:
 
 ramp    feedback alone, asked for so often that turns and not typing fill the machine, by more
         students every second until first tokens are late: capacity, handshakes, sockets
+steady  as many students for all, in the middle of their essays, each asking twice a minute: what a
+        core of the server carries, typing and whole answers included
 class   all write for half a minute and hand in: time to score, CPU of turns and essays
 hour    a few write their essays ten times as fast as students do, before a provider that is ten
-        times as fast: what turns and essays of an hour are in tokens, history and caches included,
-        and how many writers a core of the server carries, their typing included
+        times as fast: what turns and essays of an hour are in tokens, history and caches included
 limit   three workers, one school whose limit is reached: tokens let through beyond it
 quota   a class that wants more than the provider's smallest tier gives: 429s
 """
@@ -24,8 +25,8 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
+from statistics import mean, median
 from typing import Any, Final
 
 import attrs
@@ -62,10 +63,11 @@ LONG_S: Final = 3_600.0
 """So long a plan is when its students are cut off before they hand in."""
 RAMP_WRITERS, RAMP_S = 1_000, 64.0
 ALIKE_WRITERS: Final = 120
+STEADY_WRITERS, STEADY_S, STEADY_FROM_S = 300, 150.0, 90.0
+"""First readings, which are longer than the later ones, are over by then."""
+STEADY_BEGUN: Final = 0.4
 CLASS_WRITERS, CLASS_S, CLASS_GRACE_S = 120, 40.0, 45.0
 HOUR_WRITERS, HOUR_S, HOUR_GRACE_S = 24, 80.0, 20.0
-HOUR_FROM_S, HOUR_UNTIL_S = 12.0, 44.0
-"""In which CPU is measured: all have come, and nobody hands in yet."""
 HOUR_SCALE: Final = 10
 """Students and provider: a draft of 390 words takes one minute, not ten, with as many turns."""
 HOUR_PROVIDER: Final = (
@@ -116,8 +118,9 @@ SINGLES: Final = tuple(
 )
 LOADS: Final[dict[str, tuple[Variant, ...]]] = {
     "ramp": (USUAL, PER_CALL, UNCACHED_OFF, OFF, *SINGLES, ON),
+    "steady": (USUAL, PER_CALL, ON),
     "class": (USUAL, UNCACHED_OFF, OFF, QUEUE, ON),
-    "hour": (USUAL, PER_CALL, UNCACHED_OFF, ON),
+    "hour": (USUAL, UNCACHED_OFF, ON),
     "limit": (USUAL, OFF, SINGLES[1]),
     "quota": (USUAL, OFF, SINGLES[2]),
 }
@@ -145,6 +148,27 @@ class Ramp:
 
 
 @attrs.frozen(kw_only=True)
+class Steady:
+    """What the same students, each asking twice a minute, showed of a variant."""
+
+    cpu_ms: float
+    """Of the workers, for a turn and the typing before it."""
+    cpu: float
+    """Cores that the workers used."""
+    writers: float
+    deltas: float
+    """Messages of text in a turn."""
+    ttft_ms: tuple[float, float]
+    memory_mb: float
+    errors: int
+
+    @property
+    def writers_a_core(self) -> float:
+        """As many as a core of the server would carry, all of it used."""
+        return self.writers / self.cpu
+
+
+@attrs.frozen(kw_only=True)
 class Handed:
     """What the class showed of a variant."""
 
@@ -167,14 +191,6 @@ class Hour:
     completed: int
     essays: int
     errors: int
-    cpu_ms: float
-    """Of the workers, for a turn and the typing before it; grading is not in it."""
-    deltas: float
-    """Messages of text in a turn."""
-
-    def writers_a_core(self, turns_an_hour: float) -> float:
-        """As many as one core of the server carries, all of it used."""
-        return 3_600_000 / turns_an_hour / self.cpu_ms
 
 
 @attrs.frozen(kw_only=True)
@@ -251,6 +267,7 @@ async def _measure(
     """Every load on every variant that differs in it."""
     measures: dict[str, Callable[[Variant, Path], Any]] = {
         "ramp": partial(_ramp, prices, options),
+        "steady": partial(_steady, prices, options),
         "class": partial(_class, prices, options),
         "hour": partial(_hour, prices, options),
         "limit": partial(_limit, prices, options),
@@ -293,7 +310,8 @@ async def _ramp(
 
     def is_over(samples: Sequence[Sample]) -> bool:
         over = capacity_of(samples, turn_every_s=RAMP_EVERY_S)
-        return bool(over.ended_by) or samples[-1].at_s >= seconds
+        # who came last has asked by then
+        return bool(over.ended_by) or samples[-1].at_s >= seconds + 2 * RAMP_EVERY_S
 
     async with open_stage(variant.setup(prices), folder) as stage:
         seen = await _load(stage, plan, until=is_over)
@@ -308,6 +326,33 @@ async def _ramp(
         sockets=seen.provider["connections_peak"],
         cpu_ms=cpu_s(seen.samples, "worker") / max(1, tally.turns) * 1_000,
         machine=max(sample.machine or 0.0 for sample in seen.samples[-5:]),
+    )
+
+
+async def _steady(
+    prices: Prices, options: argparse.Namespace, variant: Variant, folder: Path
+) -> Steady:
+    plan = Plan(
+        writers=STEADY_WRITERS, seconds=LONG_S, ramp_s=15.0, turn_every_s=TURN_EVERY_S,
+        begun=STEADY_BEGUN, grace_s=0.0, seed=options.seed,
+    )  # fmt: skip
+    async with open_stage(variant.setup(prices), folder) as stage:
+        seen = await _load(stage, plan, until=lambda samples: samples[-1].at_s >= STEADY_S)
+    samples = [sample for sample in seen.samples if sample.at_s >= STEADY_FROM_S]
+    seconds = samples[-1].at_s - samples[0].at_s
+    cpu = cpu_s(seen.samples, "worker") - cpu_s(seen.samples[: 1 - len(samples)], "worker")
+    turns = mean(sample.turns_per_s for sample in samples)
+    return Steady(
+        cpu_ms=cpu / seconds / turns * 1_000,
+        cpu=cpu / seconds,
+        writers=mean(sample.writers for sample in samples),
+        deltas=mean(sample.events_per_s for sample in samples) / turns,
+        ttft_ms=(
+            median(sample.ttft_p50_ms or 0.0 for sample in samples),
+            median(sample.ttft_p95_ms or 0.0 for sample in samples),
+        ),
+        memory_mb=samples[-1].memory_mb("worker"),
+        errors=samples[-1].errors,
     )
 
 
@@ -362,8 +407,6 @@ async def _hour(
         completed=tally.completed,
         essays=tally.graded,
         errors=tally.errors.total(),
-        cpu_ms=_cpu_ms(seen.samples, HOUR_FROM_S, HOUR_UNTIL_S),
-        deltas=tally.deltas / max(1, tally.turns),
     )
 
 
@@ -413,17 +456,6 @@ async def _load(
     stage: Stage, plan: Plan, until: Callable[[Sequence[Sample]], bool] | None = None
 ) -> Outcome:
     return await put_load(stage, plan, Console(quiet=True), processes=1, until=until)
-
-
-def _cpu_ms(samples: Sequence[Sample], from_s: float, until_s: float) -> float:
-    """Of the workers, for each turn between two moments, in milliseconds."""
-    cpu, turns = 0.0, 0.0
-    for before, sample in pairwise(samples):
-        if from_s <= before.at_s and sample.at_s <= until_s:
-            seconds = sample.at_s - before.at_s
-            cpu += sample.cpu("worker") * seconds
-            turns += sample.turns_per_s * seconds
-    return cpu * 1_000 / max(1.0, turns)
 
 
 def _tokens(provider: Mapping[str, float], kind: str, of: int) -> Use:

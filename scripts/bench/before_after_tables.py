@@ -13,6 +13,7 @@ def tables(figures: Mapping[str, Mapping[str, Any]], prices: Prices) -> list[str
     """One table a load that was put, and the bill where there is what it needs."""
     makers = {
         "ramp": _ramps,
+        "steady": _steadies,
         "class": _classes,
         "limit": _limits,
         "quota": _quotas,
@@ -22,7 +23,7 @@ def tables(figures: Mapping[str, Mapping[str, Any]], prices: Prices) -> list[str
         if name in figures:
             lines += ["", *make(figures[name])]
     if "hour" in figures:
-        lines += ["", *_hours(figures["hour"], prices)]
+        lines += ["", *_hours(figures["hour"])]
         if "class" in figures:
             lines += ["", *_bills(figures["class"], figures["hour"], prices)]
     return lines
@@ -47,6 +48,23 @@ def _ramps(found: Mapping[str, Any]) -> list[str]:
             f"{ramp.machine:.0%}",
         )
         for name, ramp in found.items()
+    ]  # fmt: skip
+    return _table(head, *rows)
+
+
+def _steadies(found: Mapping[str, Any]) -> list[str]:
+    head = (
+        "300 writers, a turn every 30 s", "first token p50 / p95, ms", "messages a turn",
+        "worker CPU, ms a turn with its typing", "of one core", "writers a core carries",
+        "memory, MB", "errors",
+    )  # fmt: skip
+    rows = [
+        (
+            name, _pair(steady.ttft_ms), f"{steady.deltas:.0f}", f"{steady.cpu_ms:.1f}",
+            f"{steady.cpu:.0%}", f"{steady.writers_a_core:,.0f}", f"{steady.memory_mb:.0f}",
+            steady.errors,
+        )
+        for name, steady in found.items()
     ]  # fmt: skip
     return _table(head, *rows)
 
@@ -80,13 +98,11 @@ def _quotas(found: Mapping[str, Any]) -> list[str]:
     return _table(head, *rows)
 
 
-def _hours(found: Mapping[str, Any], prices: Prices) -> list[str]:
+def _hours(found: Mapping[str, Any]) -> list[str]:
     head = (
         "an hour, ten times as fast", "a turn's tokens: new", "written to the cache",
-        "read from it", "output", "messages a turn", "an essay's tokens: new", "written", "read",
-        "output",
-        "turns, completed, errors", "worker CPU, ms a turn with its typing",
-        "writers a core carries",
+        "read from it", "output", "an essay's tokens: new", "written", "read", "output",
+        "turns", "completed", "errors",
     )  # fmt: skip
     rows = []
     for name, hour in found.items():
@@ -94,10 +110,7 @@ def _hours(found: Mapping[str, Any], prices: Prices) -> list[str]:
             [f"{value:,.0f}" for value in (use.input, use.cache_write, use.cache_read, use.output)]
             for use in (hour.turn, hour.essay)
         )
-        carried = hour.writers_a_core(prices.turns_per_hour)
-        counts = f"{hour.turns}, {hour.completed}, {hour.errors}"
-        cpu = (f"{hour.cpu_ms:.1f}", f"{carried:,.0f}")
-        rows.append((name, *turn, f"{hour.deltas:.0f}", *essay, counts, *cpu))
+        rows.append((name, *turn, *essay, hour.turns, hour.completed, hour.errors))
     return _table(head, *rows)
 
 

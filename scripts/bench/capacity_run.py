@@ -13,6 +13,7 @@ import trio
 from arguments import count
 from load_stage import Outcome, Setup, open_stage, put_load
 from rich.console import Console
+from usual_stage import Usual
 
 from coach.errors import ConfigurationError
 from coach.simulator.display import show_result
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--writers", type=count, metavar="N", help=f"at the end of the ramp ({WRITERS})")
     add("--streaming", type=count, metavar="N", help="so many instead, all with feedback running")
     add("--seconds", type=count, default=SECONDS, metavar="S", help=f"duration ({SECONDS})")
+    add("--usual", action="store_true", help="the usual server that coach is compared with")
     add("--workers", type=count, default=1, metavar="N", help="web worker processes (1)")
     add("--processes", type=count, default=1, metavar="N", help="of simulated students (1)")
     add("--seed", type=count, default=1, metavar="N", help="same seed, same students (1)")
@@ -87,6 +89,7 @@ async def _measure(options: argparse.Namespace, folder: Path, console: Console) 
         grace_s=GRACE_S,
         seed=options.seed,
     )
-    setup = Setup(workers=options.workers, simulator=simulator)
+    usual = Usual() if options.usual else None
+    setup = Setup(workers=options.workers, simulator=simulator, usual=usual)
     async with open_stage(setup, folder) as stage:
         return await put_load(stage, plan, console, processes=options.processes)

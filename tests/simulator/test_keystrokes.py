@@ -24,11 +24,13 @@ def apply(text: str, splices: tuple[tuple[int, int, str], ...]) -> str:
     return units.decode("utf-16-le")
 
 
-@given(text=TEXTS, seed=st.integers(), duration_s=st.floats(1, 600))
-def test_splices_build_the_text(text: str, seed: int, duration_s: float) -> None:
+@given(text=TEXTS, seed=st.integers(), duration_s=st.floats(1, 600), begun=st.integers(0, 50))
+def test_splices_build_the_text(text: str, seed: int, duration_s: float, begun: int) -> None:
     """Each `Typed` names the draft that its splices make; the last is the essay; a thought ends."""
     draft, last = "", None
-    for last in keystrokes(text, duration_s=duration_s, think_every_s=9, rng=random.Random(seed)):
+    for last in keystrokes(
+        text, duration_s=duration_s, think_every_s=9, rng=random.Random(seed), begun=begun
+    ):
         assert last.pause_s > 0
         if isinstance(last, Typed):
             draft = apply(draft, last.splices)
