@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import trio
@@ -20,9 +20,6 @@ from coach.errors import ConfigurationError
 from coach.grading import LENSES, load_rubric
 from coach.providers import Conversation, feedback_prompt, judge_prompt
 from coach.simulator.crowd import raise_open_files
-
-RETURN: Final = "When the student comes back\n"
-"""Begins the part of coach's instructions that is about what has changed in a draft."""
 
 
 @attrs.frozen(kw_only=True)
@@ -110,18 +107,15 @@ async def open_usual(
 
 
 def prompts_of_coach() -> dict[str, Any]:
-    """Coach's words and rubric, without what makes them cheap: breakpoints, a conversation."""
+    """Coach's words and rubric for whole drafts: what makes them cheap is left out."""
     rubric = load_rubric()
     text = rubric.as_text()
     question = Conversation().ask("", None, now_s=0.0, grows=False)
     feedback = feedback_prompt(rubric=text, assignment="", question=question, output_tokens_max=1)
     judge = judge_prompt(rubric=text, assignment="", essay="", schema=None, output_tokens_max=1)
-    # what a server that tells whole drafts would not say, and need not pay for
-    before, _, rest = feedback.system[0].text.partition(RETURN)
-    _, _, after = rest.partition("\n\n")
     usual = Provider(name="usual", base_url="https://127.0.0.1", model="usual", api_key="usual")
     return {
-        "feedback": before + after,
+        "feedback": feedback.system[0].text,
         "judge": judge.system[0].text,
         "lenses": list(LENSES),
         "schema": rubric.schema(),
