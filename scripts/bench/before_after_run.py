@@ -5,8 +5,8 @@ them off one by one. Six loads, since no single one shows everything:
 
 ramp    feedback alone, asked for so often that turns and not typing fill the machine, by more
         students every second until first tokens are late: capacity, handshakes, sockets
-steady  as many students for all, in the middle of their essays, each asking twice a minute: what a
-        core of the server carries, typing and whole answers included
+steady  students in the middle of their essays, each asking twice a minute, so many that the server
+        is well used: what a core of it carries, typing and whole answers included
 class   all write for half a minute and hand in: time to score, CPU of turns and essays
 hour    a few write their essays ten times as fast as students do, before a provider that is ten
         times as fast: what turns and essays of an hour are in tokens, history and caches included
@@ -63,7 +63,7 @@ LONG_S: Final = 3_600.0
 """So long a plan is when its students are cut off before they hand in."""
 RAMP_WRITERS, RAMP_S = 1_000, 64.0
 ALIKE_WRITERS: Final = 120
-STEADY_WRITERS, STEADY_S, STEADY_FROM_S = 300, 150.0, 90.0
+STEADY_S, STEADY_FROM_S = 130.0, 85.0
 """First readings, which are longer than the later ones, are over by then."""
 STEADY_BEGUN: Final = 0.4
 CLASS_WRITERS, CLASS_S, CLASS_GRACE_S = 120, 40.0, 45.0
@@ -89,6 +89,9 @@ class Variant:
     cached: bool = True
     """The provider's prompt cache is used."""
     usual: Usual | None = None
+    steady: int = 1_200
+    """Students of the steady load: so many that the server's core is well used, and not all of it.
+    At less load every server needs more CPU for each message, since a wake-up carries fewer."""
 
     def setup(self, prices: Prices, **changes: Any) -> Setup:
         """What is put up for it."""
@@ -107,8 +110,10 @@ def on(*flags: str) -> dict[str, int]:
     return ALL_OFF | dict.fromkeys(flags, 100)
 
 
-USUAL: Final = Variant("usual server", usual=Usual())
-PER_CALL: Final = Variant("usual server, client per call", usual=Usual(client_per_call=True))
+USUAL: Final = Variant("usual server", usual=Usual(), steady=450)
+PER_CALL: Final = Variant(
+    "usual server, client per call", usual=Usual(client_per_call=True), steady=300
+)
 UNCACHED_OFF: Final = Variant("all off, no prompt cache", ALL_OFF, cached=False)
 OFF: Final = Variant("all off", ALL_OFF)
 QUEUE: Final = Variant("queue alone", on("queue"))
@@ -232,8 +237,6 @@ def main() -> int:
         return 2
     for line in tables(figures, prices):
         print(line)
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1, default=attrs.asdict) + "\n")
     return 0
 
 
@@ -280,6 +283,9 @@ async def _measure(
             for variant in variants:
                 found = await _with(variant, measures[name], name, console)
                 figures[name][variant.name] = found
+                if options.json is not None:  # each time: a run is long, and may be cut short
+                    text = json.dumps(figures, indent=1, default=attrs.asdict)
+                    options.json.write_text(f"{text}\n")
     return figures
 
 
@@ -333,7 +339,7 @@ async def _steady(
     prices: Prices, options: argparse.Namespace, variant: Variant, folder: Path
 ) -> Steady:
     plan = Plan(
-        writers=STEADY_WRITERS, seconds=LONG_S, ramp_s=15.0, turn_every_s=TURN_EVERY_S,
+        writers=variant.steady, seconds=LONG_S, ramp_s=25.0, turn_every_s=TURN_EVERY_S,
         begun=STEADY_BEGUN, grace_s=0.0, seed=options.seed,
     )  # fmt: skip
     async with open_stage(variant.setup(prices), folder) as stage:

@@ -54,14 +54,14 @@ def _ramps(found: Mapping[str, Any]) -> list[str]:
 
 def _steadies(found: Mapping[str, Any]) -> list[str]:
     head = (
-        "300 writers, a turn every 30 s", "first token p50 / p95, ms", "messages a turn",
+        "a turn every 30 s", "writers", "first token p50 / p95, ms", "messages a turn",
         "worker CPU, ms a turn with its typing", "of one core", "writers a core carries",
         "memory, MB", "errors",
     )  # fmt: skip
     rows = [
         (
-            name, _pair(steady.ttft_ms), f"{steady.deltas:.0f}", f"{steady.cpu_ms:.1f}",
-            f"{steady.cpu:.0%}", f"{steady.writers_a_core:,.0f}", f"{steady.memory_mb:.0f}",
+            name, f"{steady.writers:.0f}", _pair(steady.ttft_ms), f"{steady.deltas:.0f}",
+            f"{steady.cpu_ms:.1f}", f"{steady.cpu:.0%}", f"{steady.writers_a_core:,.0f}", f"{steady.memory_mb:.0f}",
             steady.errors,
         )
         for name, steady in found.items()
