@@ -61,8 +61,8 @@ def _steadies(found: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             name, f"{steady.writers:.0f}", _pair(steady.ttft_ms), f"{steady.deltas:.0f}",
-            f"{steady.cpu_ms:.1f}", f"{steady.cpu:.0%}", f"{steady.writers_a_core:,.0f}", f"{steady.memory_mb:.0f}",
-            steady.errors,
+            f"{steady.cpu_ms:.1f}", f"{steady.cpu:.0%}", f"{steady.writers_a_core:,.0f}",
+            f"{steady.memory_mb:.0f}", steady.errors,
         )
         for name, steady in found.items()
     ]  # fmt: skip
