@@ -39,7 +39,7 @@ END_S_MAX: Final = 15.0
 CONNECTION_S_MAX: Final = 8.0
 """After which a connection is left to itself: longer than the server has for any of them."""
 HEAD_S_MAX: Final = 1.0
-"""The server's patience with heads and hellos here; most of the run would be waiting otherwise."""
+"""The server's patience with heads, hellos and bodies here: the run would be waiting otherwise."""
 SETTLE_S_MAX: Final = 30.0
 """After the last one: sessions whose students have vanished are put away after 5 s."""
 WARM_UP: Final = 0.1
@@ -438,6 +438,7 @@ async def _open_coach(folder: Path) -> AsyncIterator[tuple[str, Process]]:
     settings = folder / "coach.toml"
     settings.write_text(
         f"[server]\nworkers = 1\nhead_s_max = {HEAD_S_MAX}\nhello_s_max = {HEAD_S_MAX}\n"
+        f"send_s_max = {HEAD_S_MAX}\n"
         "connects_per_minute = 6000\n"
     )
     said = folder / "said"
