@@ -17,6 +17,7 @@ import attrs
 import h11
 
 WEBSOCKET_PATH: Final = b"/ws"
+_DECODED: Final = (b"connection", b"sec-websocket-protocol", b"sec-websocket-extensions")
 _BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE_FORM: Final = re.compile(rb"\Ahttps?://[^/?]*", re.IGNORECASE)
 
@@ -106,6 +107,8 @@ def destination(head: Head) -> Destination:
             raise Refusal(404, "there is no WebSocket here, but at /ws")
         if head.method != b"GET" or head.version != b"1.1" or _has_body(head):
             raise Refusal(400, "a WebSocket is asked for by GET, HTTP/1.1, without a body")
+        if not _is_readable(head):
+            raise Refusal(400, "a WebSocket is asked for in ASCII, and of a host")
         return "websocket"
     if head.path == WEBSOCKET_PATH:
         raise Refusal(
@@ -213,6 +216,15 @@ def _refusal(error: h11.RemoteProtocolError) -> Refusal:
 
 def _tokens(value: bytes) -> list[bytes]:
     return [token.strip().lower() for token in value.split(b",")]
+
+
+def _is_readable(head: Head) -> bool:
+    """Whether wsproto can decode what it decodes of an upgrade: it breaks on it else."""
+    try:
+        head.get(b"host").decode("idna")
+    except UnicodeError:
+        return False
+    return all(value.isascii() for name, value in head.headers if name in _DECODED)
 
 
 def _has_body(head: Head) -> bool:
