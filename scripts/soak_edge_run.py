@@ -48,6 +48,8 @@ GROWTH_BYTES_MAX: Final = 16 * 1024**2
 FILES_MORE_MAX: Final = 4
 TASKS_MORE_MAX: Final = 8
 WRITER_S: Final = 6.0
+SAMPLE_S: Final = 2.0
+"""The worker counts its tasks once a second."""
 
 HOST: Final = b"Host: coach.example\r\n"
 UPGRADE: Final = (
@@ -398,6 +400,7 @@ async def _run(options: argparse.Namespace, folder: Path) -> int:
         tokens = [await _token(url) for _ in range(200)]
         fuzz = Fuzz(host, int(port), random.Random(options.seed), tokens)  # noqa: S311  not a secret
         writers = Writers()
+        await trio.sleep(SAMPLE_S)
         begun = await _look(url, worker)
         began_s = trio.current_time()
         async with trio.open_nursery() as nursery:
