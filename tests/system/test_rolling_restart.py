@@ -34,7 +34,7 @@ async def test_everything_is_restarted_under_students_and_none_of_them_loses_a_w
     """A quarter have flaky phones, too. Each checks its feedback by the simulator's numbers."""
     plan = Plan(
         writers=WRITERS,
-        seconds=22,
+        seconds=28,
         ramp_s=4,
         turn_every_s=30,
         grace_s=30,
