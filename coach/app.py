@@ -32,16 +32,26 @@ from quart_trio.asgi import TrioASGILifespan
 from werkzeug.exceptions import NotFound
 
 from . import config, edge
+from .acts import Erase, bulk_of, write_audit
 from .backend import Backend, benches_of, open_backend
-from .bridge import Erase, bridge, run_sampler, write_audit
+from .bridge import bridge, run_sampler
 from .budget import LocalLimits, open_user_limits
 from .erasure import erase_user
 from .errors import BadMessage, CoachError, ConfigurationError, Forbidden, Unauthenticated
-from .grading import AtOnce, Bulk, Calibrations, Desk, Grade, Latencies, Reviews, delivery_desk
+from .grading import (
+    AtOnce,
+    Calibrations,
+    Desk,
+    Grade,
+    Latencies,
+    Reviews,
+    count_graders,
+    delivery_desk,
+)
 from .host import caller, caller_as
 from .ops import Flags, ask_for_bill, health, metrics, read_bill
 from .ops import log as logging
-from .providers import FirstTokens, Unpooled, open_provider
+from .providers import FirstTokens, Unpooled, open_provider, origin_of
 from .review import review
 from .second_grades import estimate_regrade
 from .session import (
@@ -51,6 +61,7 @@ from .session import (
     Route,
     Services,
     Sessions,
+    Waitable,
     open_authority,
     open_sessions,
     serve_session,
@@ -139,7 +150,6 @@ class CoachApp(QuartTrio):
         # modules of different versions would not fit together after a deploy.
         self.config["SEND_FILE_MAX_AGE_DEFAULT"] = None
         self.settings = config.Settings()
-        self.supervised = "COACH_WORKER" in os.environ
         self.parts: Parts | None = None
         self.doors: edge.Doors | None = None
         self.addresses: edge.Addresses | None = None
@@ -159,14 +169,18 @@ class CoachApp(QuartTrio):
         assert self.parts is not None
         return self.parts
 
+    def hear_of_shutdown(self, terminated: Waitable) -> None:
+        """A connection has come and knows what every one does: when the server shuts down."""
+        parts = self.parts
+        if parts is not None and not parts.sessions.draining:
+            parts.sessions.watch(terminated, parts.nursery)
+
     async def serve_websocket(self, connection: edge.EdgeConnection) -> None:
         """Serve one student, from the upgrade request to the end of the connection."""
         parts = self.opened()
         if not _origin_is_welcome(connection.headers, self.settings.server.public_origins):
             await connection.refuse(403, "this origin may not connect")
             return
-        if not parts.sessions.draining:
-            parts.sessions.watch(connection.terminated, parts.nursery)
         connection = attrs.evolve(connection, headers={})  # a browser's are 3 KB, for hours
         await serve_session(connection, parts.services, parts.sessions)
 
@@ -179,7 +193,7 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
       ConfigurationError: see `open_backend` and `_open_authority`.
     """
     authority = await _open_authority(settings)
-    role = f"w{os.environ.get('COACH_WORKER', '0')}"
+    role = f"w{_slot()}"
     async with (
         open_backend(settings, role=role) as backend,
         open_user_limits(backend.redis, settings.limits) as limits,
@@ -256,6 +270,11 @@ async def open_parts(settings: config.Settings) -> AsyncIterator[Parts]:
         nursery.cancel_scope.cancel("the worker shuts down")
 
 
+def _slot() -> str:
+    """This worker's place among those of `coach serve`."""
+    return os.environ.get("COACH_WORKER", "0")
+
+
 async def _open_authority(settings: config.Settings) -> Authority:
     """Make the authority; what a URL brings comes later: an identity provider may be away.
 
@@ -277,11 +296,16 @@ async def _sample(backend: Backend, sessions: Sessions, unpooled: Unpooled) -> N
         sampled_at = now
         pool = backend.pool.statistics()
         metrics.sessions.set(sessions.connected)
+        metrics.worker_sessions.labels(_slot()).set(sessions.connected)
         metrics.sessions_away.set(sessions.away)
         metrics.turns_running.set(sessions.turns_running)
         metrics.provider_connections.set(pool.connections)
         metrics.provider_streams.set(pool.streams)
         metrics.provider_handshakes.set(pool.handshakes + unpooled.handshakes)
+        for endpoint in backend.endpoints:
+            load = backend.pool.statistics(origin_of(endpoint.settings.base_url))
+            metrics.endpoint_connections.labels(endpoint.provider.name).set(load.connections)
+            metrics.endpoint_streams.labels(endpoint.provider.name).set(load.streams)
         with suppress(RedisError):  # the gauges keep their last values; /readyz says it is away
             await _sample_shared(backend)
         await trio.sleep(SAMPLE_S)
@@ -300,6 +324,7 @@ async def _sample_shared(backend: Backend) -> None:
         metrics.queue_paused.labels(lane).set(found.mode == "paused")
     for state in ("delayed", "leased", "dead"):
         metrics.queue_jobs.labels(state).set(getattr(queue, state))
+    metrics.graders.set(await count_graders(backend.redis))
     counts = await backend.queue.counts()
     metrics.queue_history.events = {
         (event, lane): count for (event, lane), count in counts.events.items()
@@ -474,7 +499,7 @@ async def _regrade() -> tuple[dict[str, Any], int]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(f"not a request to regrade: {error}") from error
     backend = app.opened().backend
-    bulk = _bulk()
+    bulk = bulk_of(app)
     chosen = await bulk.choose(
         identity.org,
         ids=wanted.submissions,
@@ -502,15 +527,10 @@ async def _regrade() -> tuple[dict[str, Any], int]:
 async def _regrade_job(job: str) -> dict[str, Any]:
     """How far it is; for educators of the org."""
     identity = await caller_as("educator", "this is for educators")
-    found = await _bulk().find(job)
+    found = await bulk_of(app).find(job)
     if found is None or found.org != identity.org:
         raise Forbidden("your organisation has no job of this id")
     return attrs.asdict(found)
-
-
-def _bulk() -> Bulk:
-    backend = app.opened().backend
-    return Bulk(backend.redis, backend.queue, app.settings.grading)
 
 
 @app.get("/api/costs")

@@ -4,40 +4,45 @@ One worker of a host at a time samples its metrics into a Redis stream; who watc
 stream, so that watchers cost the same however many there are. Whatever an operator does is written
 to the audit stream before it is done.
 
+What an operator may do stands in acts.py.
+
     ops:<host>      STREAM  {vitals: JSON}; an hour of it; gone two hours after the last one
     sampler:<host>  STRING  the worker that samples
-    audit           STREAM  {at, who, action, detail}; the last AUDIT_MAX of them
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgspec
 import structlog
 import trio
-from msgspec import Meta
 from quart import Blueprint, Response, jsonify, request
 
-from .budget import DIMENSIONS, LASTS_S_MAX, LIMIT_MAX, said_for_s, say_quota, unsay_quota
+from . import acts
+from .budget import DIMENSIONS, said_for_s
 from .errors import BadMessage
-from .grading import Desk, Mode
+from .grading import Desk
 from .host import caller_as, current_host
-from .ops import FLAGS, Flag, Reading, metrics, read, vitals, write_flag
-from .store import Redis, RedisError, hold_lease
+from .ops import (
+    Reading,
+    Today,
+    metrics,
+    note_writing,
+    read,
+    read_today,
+    vitals,
+    writing_s,
+)
+from .store import Redis, RedisError, hold_lease, leave_lease
 
 if TYPE_CHECKING:
-    from . import config
-    from .backend import Backend, Endpoint
-    from .host import Host
     from .session import Identity
 
 log = structlog.get_logger()
@@ -50,14 +55,16 @@ SAMPLES_MAX: Final = 720
 WINDOW_S: Final = 60.0
 """Over which rates and percentiles are taken."""
 LEASE_MS: Final = 12_000
+LEAVE_S_MAX: Final = 1.0
+"""For giving it up, when the worker ends."""
 TTL_S: Final = 7_200
-AUDIT_MAX: Final = 10_000
+TODAY_S: Final = 20.0
+"""Between two looks into the books of the day."""
 AUDIT_SHOWN: Final = 50
 WATCH_S: Final = 1.0
 """How long a watcher sleeps in Redis at a time: how late it hears that the worker drains."""
 DEAD_SHOWN: Final = 50
-HOLD_S: Final = 600.0
-"""How long a provider is left alone at an operator's word."""
+JOBS_SHOWN: Final = 20
 
 bridge = Blueprint("bridge", __name__)
 
@@ -66,9 +73,21 @@ bridge = Blueprint("bridge", __name__)
 
 
 async def run_sampler(redis: Redis, *, worker: str) -> None:
-    """Sample this host's metrics for as long as no other of its workers does; until cancelled."""
+    """Sample this host's metrics for as long as no other of its workers does; until cancelled.
+
+    Then another one may begin at once.
+    """
+    try:
+        await _sample(redis, worker)
+    finally:
+        with trio.move_on_after(LEAVE_S_MAX, shield=True), suppress(RedisError):
+            await leave_lease(redis, f"sampler:{host_name()}", worker)
+
+
+async def _sample(redis: Redis, worker: str) -> None:
     host = host_name()
     readings: deque[Reading] = deque()
+    day = _Day()
     while True:
         try:
             if await hold_lease(redis, f"sampler:{host}", worker, LEASE_MS):
@@ -77,7 +96,8 @@ async def run_sampler(redis: Redis, *, worker: str) -> None:
                 while readings[0].at < now.at - WINDOW_S - SAMPLE_S / 2:
                     readings.popleft()
                 if len(readings) > 1:
-                    record = msgspec.json.encode(vitals(readings[0], now))
+                    today = await day.read(redis, writing_s(readings[-2], now))
+                    record = msgspec.json.encode(vitals(readings[0], now, today))
                     await redis.xadd(f"ops:{host}", {"vitals": record}, maxlen=SAMPLES_MAX)
                     await redis.expire(f"ops:{host}", TTL_S)
             else:
@@ -85,6 +105,21 @@ async def run_sampler(redis: Redis, *, worker: str) -> None:
         except RedisError as error:
             log.debug("not_sampled", error=str(error))
         await trio.sleep(SAMPLE_S if len(readings) != 1 else min(SAMPLE_S, FIRST_S))
+
+
+@attrs.define
+class _Day:
+    """What the books of the day said last, and when they were read."""
+
+    said: Today | None = None
+    at: float = -TODAY_S
+
+    async def read(self, redis: Redis, writing: float) -> Today:
+        """Note for how many seconds students were connected; look into the books now and then."""
+        await note_writing(redis, writing)
+        if self.said is None or trio.current_time() >= self.at + TODAY_S:
+            self.said, self.at = await read_today(redis), trio.current_time()
+        return self.said
 
 
 def host_name() -> str:
@@ -169,66 +204,28 @@ async def _quotas() -> Response:
     return jsonify(found)
 
 
+@bridge.get("/api/ops/bulk")
+async def _bulk() -> Response:
+    """Jobs of second grades, the newest first."""
+    await _operator()
+    jobs = (await acts.bulk_of(current_host()).jobs())[:JOBS_SHOWN]
+    return jsonify([attrs.asdict(job) for job in jobs])
+
+
+@bridge.get("/api/ops/regrade")
+async def _estimate() -> dict[str, Any]:
+    """What it may cost to grade an assignment's essays again; nothing is begun."""
+    await _operator()
+    app = current_host()
+    try:
+        asked = msgspec.convert(request.args.to_dict(), acts.Estimate, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadMessage(f"not a question: {error}") from error
+    _, estimate = await acts.choose(app, asked)
+    return estimate.as_json(app.opened().backend.costs.prices, app.settings.costs.currency)
+
+
 # -- doing ---------------------------------------------------------------------------------------
-
-
-Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
-"""In any 60 s."""
-
-
-class Lane(msgspec.Struct, tag="lane", frozen=True, forbid_unknown_fields=True):
-    """Hand out a lane's jobs, or keep them."""
-
-    lane: Literal["interactive", "submission", "background"]
-    mode: Mode
-
-
-class Dead(msgspec.Struct, tag="dead", frozen=True, forbid_unknown_fields=True):
-    """Grade an essay again that was given up, or drop it for good."""
-
-    id: str
-    what: Literal["retry", "drop"]
-
-
-class SetFlag(msgspec.Struct, tag="flag", frozen=True, forbid_unknown_fields=True):
-    """Use a part of coach for so many users of a hundred; null: as in the settings."""
-
-    flag: str
-    percent: int | None
-
-
-class Erase(msgspec.Struct, tag="erase", frozen=True):
-    """Leave nothing of a user, who is not named here: that would be something."""
-
-    org: str
-    pseudonym: str
-    """As providers know the user."""
-
-
-class Breaker(msgspec.Struct, tag="breaker", frozen=True, forbid_unknown_fields=True):
-    """Leave a provider alone for a while, or let requests in again."""
-
-    provider: str
-    what: Literal["hold", "reset"]
-
-
-class SetQuota(msgspec.Struct, tag="quota", frozen=True, forbid_unknown_fields=True):
-    """Let an endpoint's quota be another one for a while; no limits: as in the settings."""
-
-    provider: str
-    limits: dict[Literal["requests", "input", "output", "tokens"], Limit] = {}
-    hours: Annotated[float, Meta(ge=0.01, le=LASTS_S_MAX / 3_600)] = 24.0
-    may_exceed: bool = False
-    """Also where it is more than the settings say."""
-
-
-class Workers(msgspec.Struct, tag="workers", frozen=True, forbid_unknown_fields=True):
-    """Have this host's workers drain, one by one, each when a new one has taken its place."""
-
-    what: Literal["renew"]
-
-
-Action = Lane | Dead | SetFlag | Breaker | SetQuota | Workers
 
 
 @bridge.post("/api/ops/actions")
@@ -237,125 +234,12 @@ async def _act() -> Response:
     who = await _operator()
     app = current_host()
     try:
-        action = msgspec.json.decode(await request.get_data(), type=Action)
-    except msgspec.MsgspecError as error:
+        action = msgspec.json.decode(await request.get_data(), type=acts.Action)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(f"not an action: {error}") from error
-    redis = app.opened().backend.redis
-    do = _doer(action, app, Desk(redis, app.settings.grading))
-    await write_audit(redis, who=f"{who.org}/{who.user}", action=action)
+    do = acts.doer(action, app, who)
+    await acts.write_audit(app.opened().backend.redis, who=f"{who.org}/{who.user}", action=action)
     return jsonify({"said": await do()})
-
-
-def _doer(action: Action, app: Host, desk: Desk) -> Callable[[], Awaitable[str]]:
-    """How to do it; what it returns is said to the operator.
-
-    Raises:
-      BadMessage: it cannot be done; nothing was.
-    """
-    backend = app.opened().backend
-    match action:
-        case Lane():
-            return partial(_set_mode, desk, action)
-        case Dead():
-            return partial(_settle, desk, action)
-        case SetFlag(name, percent):
-            flag = next((each for each in FLAGS if each == name), None)
-            if flag is None or not (percent is None or 0 <= percent <= 100):
-                raise BadMessage(f"a flag is one of {', '.join(FLAGS)}, its percent 0 to 100")
-            return partial(_set_flag, backend.redis, flag, percent)
-        case Breaker(name, what):
-            return partial(_move, _endpoint(backend, name), what)
-        case SetQuota(name):
-            return partial(
-                _set_quota, backend.redis, app.settings, _endpoint(backend, name), action
-            )
-        case Workers():
-            if not app.supervised:
-                raise BadMessage("no coach serve is above this worker: restart it by what began it")
-            return _renew
-
-
-async def _set_mode(desk: Desk, action: Lane) -> str:
-    count = await desk.set_mode([action.lane], action.mode)
-    return f"lane {action.lane} is {action.mode}; {count:,} unfinished"
-
-
-async def _settle(desk: Desk, action: Dead) -> str:
-    done = (
-        await desk.replay(action.id)
-        if action.what == "retry"
-        else await desk.cancel(action.id, reason="dropped on the bridge")
-    )
-    return f"{action.id}: it was {done[0].was}" if done else f"{action.id}: nobody knows it"
-
-
-async def _set_flag(redis: Redis, flag: Flag, percent: int | None) -> str:
-    await write_flag(redis, flag, percent)
-    return f"{flag}: {'as in the settings' if percent is None else f'{percent} %'}"
-
-
-async def _move(endpoint: Endpoint, what: Literal["hold", "reset"]) -> str:
-    name = endpoint.provider.name
-    if what == "hold":
-        endpoint.circuit.hold(HOLD_S)
-        await trio.lowlevel.checkpoint()
-        return f"{name} is left alone for {HOLD_S / 60:.0f} minutes"
-    await endpoint.circuit.reset()
-    return f"{name} is asked again"
-
-
-async def _set_quota(
-    redis: Redis, settings: config.Settings, endpoint: Endpoint, action: SetQuota
-) -> str:
-    name = endpoint.provider.name
-    if not action.limits:
-        await unsay_quota(redis, name)
-        return f"{name}: its quota is as in the settings"
-    now = await say_quota(
-        redis,
-        endpoint.settings,
-        settings.budget,
-        {str(dimension): limit for dimension, limit in action.limits.items()},
-        may_exceed=action.may_exceed,
-        lasts_s=action.hours * 3_600,
-    )
-    quota = zip(DIMENSIONS, now.quota, strict=True)
-    said = ", ".join(f"{dimension} {limit:,}" for dimension, limit in quota if limit)
-    return f"{name}: {said} a minute, for {action.hours:g} h"
-
-
-async def _renew() -> str:
-    os.kill(os.getppid(), signal.SIGHUP)
-    await trio.lowlevel.checkpoint()
-    return f"the workers of {host_name()} are renewed, one by one"
-
-
-def _endpoint(backend: Backend, name: str) -> Endpoint:
-    """The provider of this name.
-
-    Raises:
-      BadMessage: there is none.
-    """
-    found = {each.provider.name: each for each in backend.endpoints}
-    if name not in found:
-        raise BadMessage(f"a provider is one of {', '.join(found)}")
-    return found[name]
-
-
-async def write_audit(redis: Redis, *, who: str, action: msgspec.Struct) -> None:
-    """Write down who is about to do what.
-
-    Raises:
-      RedisError: it may not stand there; do nothing then.
-    """
-    detail = msgspec.json.encode(action).decode()
-    name = type(action).__struct_config__.tag
-    log.info("operator_acts", who=who, action=name, detail=detail)
-    await redis.xadd(
-        "audit",
-        {"at": f"{time.time():.3f}", "who": who, "action": str(name), "detail": detail},
-        maxlen=AUDIT_MAX,
-    )
 
 
 async def _operator() -> Identity:

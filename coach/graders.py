@@ -21,6 +21,7 @@ from .grading import (
     Hours,
     Judge,
     Reviews,
+    be_counted,
     run_courier,
     run_grader,
     seat_panel,
@@ -53,6 +54,7 @@ async def run_graders(settings: config.Settings, *, hours: Hours | None = None) 
             log.info("metrics_served", port=port)
         calibrations = Calibrations(backend.rubric)
         await nursery.start(calibrations.run, backend.redis)
+        nursery.start_soon(be_counted, backend.redis, backend.worker)
         grade = partial(_grade, backend, settings.grading, calibrations)
         async with trio.open_nursery() as working:
             if settings.webhooks.to:

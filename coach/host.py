@@ -34,8 +34,6 @@ class Host(Protocol):
     """The application."""
 
     settings: config.Settings
-    supervised: bool
-    """Whether `coach serve` is this process's parent."""
 
     def opened(self) -> Parts:
         """The parts; only while the worker serves."""

@@ -4,6 +4,7 @@ The supervisor opens the socket once and serves nobody itself. Each slot holds o
 
     starting --ready--> serving --dies--> starting …        kill -9 costs its own connections only
     serving --SIGHUP--> a new one starts; once it is ready the old one drains
+    a worker asks (control.py) --> as SIGHUP, or for one slot alone
     SIGTERM, SIGINT --> all drain, for at most `server.drain_s`; a second signal cuts that short
 
 A worker that cannot start says why in one line, which is the operator's to mend: at the start that
@@ -28,7 +29,7 @@ import structlog
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
-from . import config
+from . import config, control
 from .child import Process, exited, how_it_ended, start_child, stop_child
 from .errors import ConfigurationError
 from .ops import log as logging
@@ -74,11 +75,13 @@ async def supervise(
             if settings.redis.url is None:
                 await stack.enter_async_context(share_embedded(settings.data_path))
             metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coach-")))
+            asking, inherited = stack.enter_context(control.open_control())
             supervisor = await stack.enter_async_context(
-                _open_supervisor(settings.server, application, listener, metrics_dir)
+                _open_supervisor(settings.server, application, listener, metrics_dir, inherited)
             )
             if not await supervisor.start(signals):
                 return
+            supervisor.listen(asking)
             on_ready(f"{settings.server.scheme}://{_address(listener)}")
             async for number in signals:
                 if number == signal.SIGHUP:
@@ -151,11 +154,15 @@ class _NotStarted(Exception):
 
 @asynccontextmanager
 async def _open_supervisor(
-    server: config.Server, application: str, listener: socket.socket, metrics_dir: Path
+    server: config.Server,
+    application: str,
+    listener: socket.socket,
+    metrics_dir: Path,
+    control_fd: int,
 ) -> AsyncIterator[_Supervisor]:
     """Without workers; leaving the block ends at once what has been started and is left."""
     async with trio.open_nursery() as nursery:
-        supervisor = _Supervisor(server, application, listener, metrics_dir, nursery)
+        supervisor = _Supervisor(server, application, listener, metrics_dir, control_fd, nursery)
         try:
             yield supervisor
         finally:
@@ -171,15 +178,18 @@ class _Supervisor:
         application: str,
         listener: socket.socket,
         metrics_dir: Path,
+        control_fd: int,
         nursery: trio.Nursery,
     ) -> None:
         self._drain_s = server.drain_s
         self._application = application
         self._listener = listener
         self._metrics_dir = metrics_dir
+        self._control_fd = control_fd
         self._nursery = nursery
         self._slots = [_Slot(f"{index}") for index in range(server.workers)]
         self._processes: set[Process] = set()  # every child that has not been waited for
+        self._retired: set[Process] = set()  # of those: they drain, and were told so once
         self._stopping = trio.Event()
         self._replacing = False
 
@@ -246,23 +256,44 @@ class _Supervisor:
             self._replacing = True
             self._nursery.start_soon(self._replace_all)
 
+    def listen(self, fd: int) -> None:
+        """Do what workers ask for down the pipe that this is the other end of."""
+        self._nursery.start_soon(self._listen, fd)
+
+    async def _listen(self, fd: int) -> None:
+        slots = {slot.name: slot for slot in self._slots}
+        async for line in control.asked(fd):
+            log.info("asked", what=line)
+            if line == "renew":
+                self.replace_all()
+            elif (slot := slots.get(line.removeprefix("renew "))) is not None:
+                self._nursery.start_soon(self._replace, slot)
+
     async def _replace_all(self) -> None:
         for slot in self._slots:
-            old = slot.worker
-            try:
-                await self._fill(slot, instead_of=old)
-            except _NotStarted as error:
-                log.error("replacement_failed", slot=slot.name, reason=str(error))
+            if not await self._replace(slot):
                 break
-            if old is not None:
-                self._nursery.start_soon(self._retire, old)
         else:
             log.info("workers_replaced", count=len(self._slots))
         self._replacing = False
 
+    async def _replace(self, slot: _Slot) -> bool:
+        """Start a worker in another one's place, which then drains; False: it could not start."""
+        old = slot.worker
+        try:
+            await self._fill(slot, instead_of=old)
+        except _NotStarted as error:
+            log.error("replacement_failed", slot=slot.name, reason=str(error))
+            return False
+        if old is not None and old not in self._retired:
+            self._retired.add(old)
+            self._nursery.start_soon(self._retire, old)
+        return True
+
     async def _retire(self, process: Process) -> None:
         """Drain a worker that was replaced, for as long as at the end of all."""
         await stop_child(process, within_s=self._drain_s + KILL_MARGIN_S)
+        self._retired.discard(process)
 
     async def _watch(self, slot: _Slot, process: Process) -> None:
         """Wait for a worker's end; fill its slot again if it was not meant to end."""
@@ -318,9 +349,10 @@ class _Supervisor:
                 environ={
                     **os.environ,
                     "COACH_WORKER": slot.name,
+                    control.VARIABLE: f"{self._control_fd}",
                     "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir),
                 },
-                pass_fds=(fd, write_fd),
+                pass_fds=(fd, write_fd, self._control_fd),
             )
             self._processes.add(process)
         except BaseException:

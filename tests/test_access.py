@@ -54,6 +54,8 @@ ACCESS: Final = {
     ("GET", "/api/ops/audit"): OPERATORS,
     ("GET", "/api/ops/dead"): OPERATORS,
     ("GET", "/api/ops/quotas"): OPERATORS,
+    ("GET", "/api/ops/bulk"): OPERATORS,
+    ("GET", "/api/ops/regrade"): OPERATORS,
     ("POST", "/api/ops/actions"): OPERATORS,
 }
 ENDLESS: Final = "/api/ops/stream"

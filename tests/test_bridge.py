@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,21 @@ import msgspec
 import pytest
 import trio
 
-from coach import bridge, config
+from coach import acts, bridge, config, control
 from coach.app import app
 from coach.grading import Claim, Submission
 from coach.ops import read_flags
-from coach.store import RedisError
+from coach.store import RedisError, hold_lease
 from tests.support.valkey import open_test_redis
 
 from .test_app import PROVIDER, Opened, answer, opened, serving
+from .test_review import graded
 
 pytestmark = pytest.mark.real_time
 
-PATHS = ("/api/ops/stream", "/api/ops/quotas", "/api/ops/audit", "/api/ops/dead")
+PATHS = tuple(
+    f"/api/ops/{name}" for name in ("stream", "quotas", "audit", "dead", "bulk", "regrade")
+)
 
 
 async def act(served: Opened, **action: object) -> tuple[int, dict[str, Any]]:
@@ -128,24 +131,60 @@ async def test_an_operator_changes_a_quota_for_a_while_and_the_settings_decide_a
 async def test_workers_are_renewed_by_the_supervisor_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signalled: list[tuple[int, int]] = []
-    kill = os.kill
-
-    def note(pid: int, number: int) -> None:
-        if pid == os.getppid():
-            signalled.append((pid, number))
-        else:
-            kill(pid, number)  # of other parts' children
-
-    monkeypatch.setattr(os, "kill", note)
+    """One by one, or one alone; what was asked for goes down the pipe to it."""
     async with opened(tmp_path) as served:
         status, said = await act(served, type="workers", what="renew")
         assert (status, said["code"]) == (400, "bad_message")
-        assert (signalled, await audit(served)) == ([], [])
-        monkeypatch.setattr(app, "supervised", True)
-        assert (await act(served, type="workers", what="renew"))[0] == 200
-        assert signalled == [(os.getppid(), signal.SIGHUP)]
-        assert [entry["type"] for entry in await audit(served)] == ["workers"]
+        assert await audit(served) == []
+        with control.open_control() as (asking, inherited):
+            monkeypatch.setenv(control.VARIABLE, f"{inherited}")
+            assert (await act(served, type="workers", what="renew"))[0] == 200
+            said = (await act(served, type="workers", what="renew", slot="1"))[1]["said"]
+            assert said.startswith("worker 1 is renewed")
+            async with aclosing(control.asked(asking)) as lines:
+                assert [await anext(lines), await anext(lines)] == ["renew", "renew 1"]
+            while filled(inherited):
+                pass
+            status, said = await act(served, type="workers", what="renew")
+            assert (status, said["code"]) == (503, "overloaded")
+        assert [entry["type"] for entry in await audit(served)] == ["workers"] * 3
+
+
+def filled(fd: int) -> int:
+    """Write into a pipe what it takes; 0: it is full."""
+    try:
+        return os.write(fd, b"\n" * 1_024)
+    except BlockingIOError:
+        return 0
+
+
+async def test_essays_are_graded_again_after_the_price_was_told(tmp_path: Path) -> None:
+    """No more of them than it was told for; asked twice it is one job; it can be paused."""
+    async with opened(tmp_path) as served:
+        for number in range(3):
+            await graded(served, f"e-{number}", {"a": 3})
+        mine = served.bearer("ola", role="operator")
+        asked = {"org": "demo", "assignment": "x"}
+        status, told = await answer("/api/ops/regrade?org=demo&assignment=x", mine)
+        assert (status, told["essays"], told["currency"]) == (200, 3, "USD")
+        assert told["answers"] == 3 * served.parts.services.settings.grading.judges
+        assert (await answer("/api/ops/regrade?org=demo&assignment=none", mine))[1]["essays"] == 0
+        wrong = ("org=demo", "org=demo&assignment=x&percent=0", "org=demo&assignment=x&batch=maybe")
+        for question in wrong:
+            assert (await answer(f"/api/ops/regrade?{question}", mine))[0] == 400
+        begin = {"type": "regrade", **asked, "job": "b-1", "essays": 2}
+        said = [(await act(served, **begin))[1]["said"] for _ in range(2)]
+        assert said == ["b-1: 2 essays are graded again, in the background"] * 2
+        (job,) = (await answer("/api/ops/bulk", mine))[1]
+        assert (job["id"], job["total"], job["mode"], job["by"]) == ("b-1", 2, "running", "ola")
+        said = (await act(served, type="bulk", job="b-1", mode="paused"))[1]["said"]
+        assert said == "b-1 is paused; 2 of 2 are not begun"
+        nobody = (await act(served, type="bulk", job="b-2", mode="paused"))[1]["said"]
+        assert nobody == "b-2: nobody knows it"
+        nothing = await act(served, **{**begin, "assignment": "none", "job": "b-3"})
+        assert "has no essay" in nothing[1]["said"]
+        types = [entry["type"] for entry in await audit(served)]
+    assert types == ["regrade", "bulk", "bulk", "regrade", "regrade"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +225,7 @@ async def test_what_cannot_be_written_down_is_not_done(
         raise RedisError("away")
 
     async with opened(tmp_path) as served:
-        monkeypatch.setattr(bridge, "write_audit", fails)
+        monkeypatch.setattr(acts, "write_audit", fails)
         assert (await act(served, type="flag", flag="pool", percent=0))[0] == 503
         assert await read_flags(served.parts.backend.redis) == {}
 
@@ -221,9 +260,13 @@ async def test_the_stream_brings_the_past_and_goes_on_until_the_worker_drains(
 async def test_of_several_workers_one_samples_and_another_goes_on_when_it_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which one it is may change where a process stands still for longer than its lease."""
+    """Which one it is may change where a process stands still for longer than its lease.
+
+    One that dies gives nothing up, one that drains does: see the next test.
+    """
     monkeypatch.setattr(bridge, "SAMPLE_S", 0.05)
     monkeypatch.setattr(bridge, "LEASE_MS", 300)
+    monkeypatch.setattr(bridge, "leave_lease", dies)
     key, stream = (f"{name}:{bridge.host_name()}" for name in ("sampler", "ops"))
 
     async with open_test_redis(tmp_path) as redis, trio.open_nursery() as nursery:
@@ -259,3 +302,21 @@ async def test_of_several_workers_one_samples_and_another_goes_on_when_it_dies(
                 await trio.sleep(0.02)
         assert 0 < await redis.ttl(stream) <= bridge.TTL_S
         nursery.cancel_scope.cancel()
+
+
+async def dies(*args: object) -> None:
+    raise RedisError("nobody is there to say so")
+
+
+async def test_a_worker_that_drains_lets_another_one_sample_at_once(tmp_path: Path) -> None:
+    """Its lease would last for twelve seconds."""
+    async with open_test_redis(tmp_path) as redis:
+        with trio.move_on_after(0.2):
+            await bridge.run_sampler(redis, worker="w0")
+        assert await redis.execute_command("KEYS", "sampler:*") == []
+        with trio.move_on_after(0.2):
+            await bridge.run_sampler(redis, worker="w1")
+        await hold_lease(redis, f"sampler:{bridge.host_name()}", "w2", 1_000)
+        with trio.move_on_after(0.2):
+            await bridge.run_sampler(redis, worker="w1")
+        assert len(await redis.execute_command("KEYS", "sampler:*")) == 1  # another's stays

@@ -58,10 +58,11 @@ class Running:
     def workers(self) -> set[int]:
         return children_of(self.process.pid)
 
-    async def answers(self) -> int:
+    async def answers(self, path: str = "/") -> int:
         """Ask on a new connection; returns the pid of the worker that answers."""
+        head = f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
         async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
-            await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            await stream.send_all(head.encode())
             with trio.fail_after(5):
                 answer = b"".join([bytes(data) async for data in stream])
         return int(answer.rpartition(b"hello ")[2])
@@ -226,6 +227,22 @@ async def test_sighup_takes_up_a_renewed_certificate_and_refuses_a_bad_one(tmp_p
         with trio.fail_after(20):
             while await shown(served.port) == first:  # noqa: ASYNC110  another process
                 await trio.sleep(0.05)
+
+
+async def test_a_worker_may_ask_for_one_slot_s_renewal_and_who_is_in_it_is_drained_once(
+    tmp_path: Path,
+) -> None:
+    """Asked three times at once, the other slot's worker stays, and no request is refused."""
+    async with running(tmp_path, workers=2, drain_s=3) as served:
+        before = served.workers
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(served.answers, "/renew")
+        await until(
+            lambda: len(served.workers) == 2 and len(served.workers & before) == 1, within_s=10
+        )
+        assert await served.answers() in served.workers
+        assert "worker_ended_badly" not in served.log.read_text()
 
 
 async def test_a_worker_that_dies_while_it_is_replaced_gets_one_successor(

@@ -234,6 +234,9 @@ class Edge(TCPServer):
         except Refusal as refusal:
             await _refuse(self.stream, refusal)
             return
+        hear_of = getattr(self._application, "hear_of_shutdown", None)
+        if hear_of is not None:
+            hear_of(self.context.terminated)
         if self._upgrade is None:
             self._head = head
             await super().run()

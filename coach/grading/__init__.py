@@ -45,6 +45,7 @@ from .records import (
     Usage,
 )
 from .reviews import Review, Reviews
+from .roll import be_counted, count_graders
 from .rubric import Assignment, Criterion, Rubric, load_rubric
 from .webhooks import delivery_desk, run_courier
 
@@ -98,6 +99,8 @@ __all__ = [
     "Submission",
     "SubmissionState",
     "Usage",
+    "be_counted",
+    "count_graders",
     "current_version",
     "delivery_desk",
     "grades_heading",

@@ -8,7 +8,8 @@ from .costs import BudgetExhausted, Costs, Reason, open_costs
 from .flags import FLAGS, Flag, Flags, read_flags, write_flag
 from .prices import Prices, TokenPrice, TokenUsage, load_prices
 from .scrape import serve_metrics
-from .vitals import Reading, Vitals, read, vitals
+from .today import note_writing, read_today
+from .vitals import Reading, Today, Vitals, read, vitals, writing_s
 
 __all__ = [
     "FLAGS",
@@ -21,6 +22,7 @@ __all__ = [
     "Question",
     "Reading",
     "Reason",
+    "Today",
     "TokenPrice",
     "TokenUsage",
     "Vitals",
@@ -30,12 +32,15 @@ __all__ = [
     "load_prices",
     "log",
     "metrics",
+    "note_writing",
     "open_costs",
     "read",
     "read_bill",
     "read_flags",
+    "read_today",
     "serve_metrics",
     "traces",
     "vitals",
     "write_flag",
+    "writing_s",
 ]

@@ -185,6 +185,12 @@ resume_seconds: Final = Histogram(
     "From a `hello` that resumes to the `welcome` written.",
     buckets=_LATENCY_BUCKETS,
 )
+worker_sessions: Final = Gauge(
+    "coach_worker_sessions",
+    "Students who are connected to a worker; workers of one slot: one drains.",
+    ["slot"],
+    multiprocess_mode="liveall",
+)
 turns_running: Final = Gauge(
     "coach_turns_running", "Feedback turns under way.", multiprocess_mode="livesum"
 )
@@ -210,6 +216,15 @@ provider_connections: Final = Gauge(
 )
 provider_streams: Final = Gauge(
     "coach_provider_streams", "Open provider streams.", multiprocess_mode="livesum"
+)
+endpoint_connections: Final = Gauge(
+    "coach_endpoint_connections",
+    "Open connections of an endpoint; endpoints at one address share theirs.",
+    ["endpoint"],
+    multiprocess_mode="livesum",
+)
+endpoint_streams: Final = Gauge(
+    "coach_endpoint_streams", "Open streams, likewise.", ["endpoint"], multiprocess_mode="livesum"
 )
 provider_handshakes: Final = Gauge(
     "coach_provider_handshakes",
@@ -284,6 +299,11 @@ provider_refusals_total: Final = Counter(
     "coach_provider_refusals_total",
     "Requests that a provider refused by a quota, its load, a spend cap or a bad key.",
     ["provider", "kind"],
+)
+graders: Final = Gauge(
+    "coach_graders",
+    "Graders of all machines that have said within 15 s that they work.",
+    multiprocess_mode="livemostrecent",
 )
 worker_cpu: Final = Gauge(
     "coach_worker_cpu_ratio",

@@ -21,6 +21,8 @@ TTFT_PAGE_S: Final = 0.6
 TTFT_COUNT_MIN: Final = 5
 """Turns within the window below which a percentile says nothing."""
 SUBMISSIONS_MAX: Final = 200
+STUDENTS: Final = ("interactive", "submission")
+"""Lanes in which somebody waits; who grades in the background may do so at night only."""
 BUDGET_HARD: Final = 0.95
 
 _HOUR_S: Final = 3_600
@@ -106,6 +108,27 @@ class ProviderVitals(msgspec.Struct, frozen=True):
     """Share of the quota in the rolling minute, per limited dimension."""
     line: dict[str, int]
     """Requests that wait, per lane."""
+    connections: int
+    streams: int
+
+
+class WorkerVitals(msgspec.Struct, frozen=True):
+    """A worker of `coach serve`."""
+
+    slot: str
+    """Its place; two workers in one: the one with the lower pid drains, as a rule."""
+    pid: int
+    sessions: int
+
+
+@attrs.frozen
+class Today:
+    """What the books say of this day (UTC), all hosts together."""
+
+    nano: int
+    """Spent, billionths of a US dollar."""
+    writer_s: float
+    """That students were connected."""
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,17 +157,23 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """Spent, as it would be in an hour that goes on like this."""
     dollars_writer_hour: float | None
     """Likewise, for each student connected; None: nobody was."""
+    dollars_today: float | None
+    """Since midnight (UTC), on all hosts; None: the books were not read yet."""
+    dollars_writer_hour_today: float | None
     providers: list[ProviderVitals]
     lanes: dict[str, LaneVitals]
     jobs: dict[str, int]
     """Delayed, leased, dead."""
+    graders: int | None
+    """On all machines; None: nobody has counted them."""
+    workers: list[WorkerVitals]
     flags: dict[str, int]
     alerts: list[Alert]
     """What is worst first."""
 
 
-def vitals(before: Reading, now: Reading) -> Vitals:
-    """What `now` shows, and what has happened since `before`."""
+def vitals(before: Reading, now: Reading, today: Today | None = None) -> Vitals:
+    """What `now` shows, and what has happened since `before`; `today` comes from the books."""
     ttft = percentiles(before, now, "coach_ttft_seconds")
     providers = _providers(now)
     lanes = {
@@ -159,7 +188,9 @@ def vitals(before: Reading, now: Reading) -> Vitals:
     moved_on = since(before, now, "coach_failovers_total", "provider", "kind")
     refusals = since(before, now, "coach_provider_refusals_total", "provider", "kind")
     dollars = _growth(before, now, "coach_cost_nanodollars_total") / 1e9
-    writer_s = _growth(before, now, "coach_writer_seconds_total")
+    writer_s = writing_s(before, now)
+    counted = now.samples.get(("coach_graders", ()))
+    graders = None if counted is None else int(counted)
     return Vitals(
         at=now.at,
         window_s=now.at - before.at,
@@ -177,11 +208,17 @@ def vitals(before: Reading, now: Reading) -> Vitals:
         resumes=since(before, now, "coach_resumes_total", "how"),
         dollars_hour=round(dollars * _HOUR_S / (now.at - before.at), 4),
         dollars_writer_hour=round(dollars * _HOUR_S / writer_s, 5) if writer_s > 0 else None,
+        dollars_today=None if today is None else round(today.nano / 1e9, 4),
+        dollars_writer_hour_today=None
+        if today is None or not today.writer_s
+        else round(today.nano / 1e9 * _HOUR_S / today.writer_s, 5),
         providers=providers,
         lanes=lanes,
         jobs=jobs,
+        graders=graders,
+        workers=_workers(now),
         flags={labels["flag"]: int(share) for labels, share in now.each("coach_flag_percent")},
-        alerts=_alerts(ttft, providers, lanes, jobs, refusals),
+        alerts=_alerts(ttft, providers, lanes, jobs, refusals, graders),
     )
 
 
@@ -191,6 +228,11 @@ def since(before: Reading, now: Reading, name: str, *labels: str) -> dict[str, i
     for found, value in now.each(name):
         grown[" ".join(found[label] for label in labels)] += int(value - before.one(name, **found))
     return {key: count for key, count in grown.items() if count > 0}
+
+
+def writing_s(before: Reading, now: Reading) -> float:
+    """For how long students were connected meanwhile, all together."""
+    return _growth(before, now, "coach_writer_seconds_total")
 
 
 def _growth(before: Reading, now: Reading, name: str) -> float:
@@ -228,9 +270,26 @@ def _providers(now: Reading) -> list[ProviderVitals]:
     for labels, value in now.each("coach_line_length"):
         line[labels["endpoint"]][labels["lane"]] = int(value)
     return [
-        ProviderVitals(name, share, used.get(name, {}), line.get(name, {}))
+        ProviderVitals(
+            name,
+            share,
+            used.get(name, {}),
+            line.get(name, {}),
+            connections=int(now.one("coach_endpoint_connections", endpoint=name)),
+            streams=int(now.one("coach_endpoint_streams", endpoint=name)),
+        )
         for name, share in shares.items()
     ]
+
+
+def _workers(now: Reading) -> list[WorkerVitals]:
+    """Those of `coach serve`; without one, metrics know no process."""
+    found = [
+        WorkerVitals(labels["slot"], int(labels["pid"]), int(sessions))
+        for labels, sessions in now.each("coach_worker_sessions")
+        if "pid" in labels
+    ]
+    return sorted(found, key=lambda worker: (len(worker.slot), worker.slot, worker.pid))
 
 
 def _alerts(
@@ -239,6 +298,7 @@ def _alerts(
     lanes: Mapping[str, LaneVitals],
     jobs: Mapping[str, int],
     refusals: Mapping[str, int],
+    graders: int | None,
 ) -> list[Alert]:
     found = []
     p95_s = (ttft.p95 or 0.0) / 1_000 if ttft.count >= TTFT_COUNT_MIN else 0.0
@@ -256,12 +316,25 @@ def _alerts(
             found.append(Alert("page", f"{provider.name}: its breaker is {state}"))
         if max(provider.used.values(), default=0.0) >= BUDGET_HARD:
             found.append(Alert("warn", f"{provider.name}: its quota is used up, requests wait"))
+    found += _queue_alerts(lanes, jobs, graders)
+    return sorted(found, key=lambda alert: alert.level)  # "page" before "warn"
+
+
+def _queue_alerts(
+    lanes: Mapping[str, LaneVitals], jobs: Mapping[str, int], graders: int | None
+) -> list[Alert]:
+    found = []
     for name, lane in lanes.items():
         if lane.paused:
             found.append(Alert("warn", f"lane {name} is paused"))
     submissions = lanes["submission"].ready if "submission" in lanes else 0
+    waiting = sum(
+        lane.ready for name, lane in lanes.items() if name in STUDENTS and not lane.paused
+    )
+    if waiting and graders == 0:
+        found.append(Alert("page", f"{waiting:,} essays wait and no grader works: coach grade"))
     if submissions > SUBMISSIONS_MAX:
         found.append(Alert("page", f"{submissions:,} essays wait for their grade"))
     if jobs.get("dead", 0):
         found.append(Alert("warn", f"{jobs['dead']:,} essays were given up: retry or drop them"))
-    return sorted(found, key=lambda alert: alert.level)  # "page" before "warn"
+    return found

@@ -104,9 +104,9 @@ class Pool(httpx.AsyncBaseTransport):
         finally:
             call.close()
 
-    def statistics(self) -> PoolStatistics:
-        """A snapshot."""
-        lines = self._lines.values()
+    def statistics(self, origin: Origin | None = None) -> PoolStatistics:
+        """A snapshot: of one origin, whose handshakes are not told apart, or of all."""
+        lines = [line for line in self._lines.values() if origin in (None, line.origin)]
         connections = [each for line in lines for each in line.connections]
         return PoolStatistics(
             connections=len(connections),

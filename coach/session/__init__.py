@@ -5,7 +5,7 @@ from __future__ import annotations
 from .auth import Authority, Identity, open_authority
 from .link import Connection, serve_session
 from .pacer import Pacer
-from .registry import Sessions, open_sessions
+from .registry import Sessions, Waitable, open_sessions
 from .resume import Records, erase_mail, revoke_sessions
 from .services import Route, Services
 
@@ -18,6 +18,7 @@ __all__ = [
     "Route",
     "Services",
     "Sessions",
+    "Waitable",
     "erase_mail",
     "open_authority",
     "open_sessions",

@@ -10,7 +10,7 @@ from .embedded import (
     share_embedded,
 )
 from .errors import ConnectionLost, NotSent, RedisError, ResponseError
-from .lease import hold_lease
+from .lease import hold_lease, leave_lease
 from .pipeline import Pipeline
 from .scripts import Script, script
 from .server import RedisStatistics
@@ -30,6 +30,7 @@ __all__ = [
     "find_embedded",
     "hold_lease",
     "keep_embedded",
+    "leave_lease",
     "open_embedded",
     "open_redis",
     "script",

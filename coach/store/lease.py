@@ -28,3 +28,13 @@ async def hold_lease(redis: Redis, key: str, owner: str, ttl_ms: int) -> bool:
         return False
     await redis.pexpire(key, ttl_ms)
     return True
+
+
+async def leave_lease(redis: Redis, key: str, owner: str) -> None:
+    """Let another have it at once, if it is this owner's; a checkpoint.
+
+    Raises:
+      RedisError: Redis does not answer; it runs out, then.
+    """
+    if await redis.get(key) == owner.encode():
+        await redis.delete(key)

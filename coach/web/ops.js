@@ -1,8 +1,12 @@
 // The bridge: what a host of coach is doing, live and for the last hour, and what can be done.
 
-import { ask, askAtTheDoor, at, isWanted, link, make, openDoor, say, write } from "./staff.js";
+import { ask, askAtTheDoor, at, isWanted, link, make, openDoor, org, say, write } from "./staff.js";
 
 const RETRY_MS = 2_000;
+const REFRESH_MS = 15_000; // of what is not in the vitals
+const TTFT_MS = { warn: 350, page: 600 };
+const QUOTA = { warn: 80, page: 95 };
+const CLOSE_S = 600; // charts of less have seconds beneath them
 const SAMPLES_MAX = 720;
 const LANES = ["interactive", "submission", "background"];
 
@@ -67,6 +71,7 @@ function show() {
   showTiles(now);
   showProviders(now.providers);
   showLanes(now);
+  showWorkers(now.workers ?? []);
   showCounts(now);
   showFlags(now.flags);
   showCharts();
@@ -91,7 +96,8 @@ function showTiles(now) {
     ["first words, p95", ms(ttft.p95), `p50 ${ms(ttft.p50)} · p99 ${ms(ttft.p99)}`, band(ttft.p95)],
     ["score, p95", ms(now.score.p95), `${now.score.count} in the last minute`],
     ["connections", String(now.connections), `${now.streams} streams to providers`],
-    ["cost", `${dollars(now.dollars_hour)} / h`, writerCost(now.dollars_writer_hour)],
+    ["cost now", `${dollars(now.dollars_hour)} / h`, writerCost(now.dollars_writer_hour)],
+    ["cost today", dollars(now.dollars_today ?? null), writerCost(now.dollars_writer_hour_today ?? null, "all hosts, since 0:00 UTC")],
     ["an event's way, p95", ms(now.event_p95_ms), "from provider to student"],
   ];
   at("tiles").replaceChildren(
@@ -104,22 +110,23 @@ function showTiles(now) {
 }
 
 function dollars(amount) {
-  return `$${amount.toLocaleString("en", { maximumSignificantDigits: 3 })}`;
+  return amount === null ? "–" : `$${amount.toLocaleString("en", { maximumSignificantDigits: 3 })}`;
 }
 
-function writerCost(amount) {
-  return amount === null ? "nobody writes" : `${dollars(amount)} a writer and hour`;
+function writerCost(amount, otherwise = "nobody writes") {
+  return amount === null ? otherwise : `${dollars(amount)} a writer and hour`;
 }
 
 function band(p95) {
   if (p95 === null) return "";
-  return p95 > 600 ? "page" : p95 > 350 ? "warn" : "";
+  return p95 > TTFT_MS.page ? "page" : p95 > TTFT_MS.warn ? "warn" : "";
 }
 
 function showProviders(providers) {
   const body = at("providers").tBodies[0];
-  for (const { name, share, used, line } of providers) {
+  for (const { name, share, used, line, connections = 0, streams = 0 } of providers) {
     const row = body.querySelector(`[data-provider="${CSS.escape(name)}"]`) ?? body.appendChild(providerRow(name));
+    write(row.cells[0].lastChild, `${streams} streams over ${connections}`);
     row.cells[1].className = share < 1 ? "page" : "";
     write(row.cells[1], share === 1 ? "closed" : share === 0 ? "open" : `${Math.round(share * 100)} %`);
     const bars = Object.entries(used).map(([dimension, part]) => bar(dimension, part));
@@ -133,6 +140,7 @@ function providerRow(name) {
   row.dataset.provider = name;
   const head = make("th", "", name);
   head.scope = "row";
+  head.append(make("span", "note"));
   const hold = make("button", "", "Leave alone");
   hold.addEventListener("click", () =>
     act(
@@ -166,7 +174,7 @@ function bar(name, share) {
   return element;
 }
 
-function showLanes({ lanes, jobs }) {
+function showLanes({ lanes, jobs, graders = null }) {
   const body = at("lanes").tBodies[0];
   for (const name of LANES.filter((lane) => lanes[lane])) {
     const { ready, oldest_s: oldest, paused } = lanes[name];
@@ -192,7 +200,36 @@ function showLanes({ lanes, jobs }) {
   }
   write(
     at("jobs"),
-    `${jobs.leased ?? 0} being graded · ${jobs.delayed ?? 0} put off · ${jobs.dead ?? 0} given up`,
+    `${graders === null ? "" : `${count(graders, "grader")} · `}${jobs.leased ?? 0} being graded · ${jobs.delayed ?? 0} put off · ${jobs.dead ?? 0} given up`,
+  );
+}
+
+function showWorkers(workers) {
+  const list = at("workers");
+  for (const item of list.querySelectorAll("[data-pid]")) {
+    if (!workers.some(({ pid }) => String(pid) === item.dataset.pid)) item.remove();
+  }
+  for (const { slot, pid, sessions } of workers) {
+    let item = list.querySelector(`[data-pid="${pid}"]`);
+    if (!item) {
+      item = make("li");
+      item.dataset.pid = pid;
+      const button = make("button", "", "Renew");
+      button.setAttribute("aria-label", `Renew worker ${slot}`);
+      button.addEventListener("click", () => renew(slot));
+      item.append(make("span", "what"), button);
+      list.append(item);
+    }
+    const drains = workers.some((other) => other.slot === slot && other.pid > pid);
+    write(item.firstChild, `worker ${slot} · ${count(sessions, "writer")} · pid ${pid}${drains ? " · drains" : ""}`);
+    item.lastChild.hidden = drains;
+  }
+  at("renew").hidden = new Set(workers.map(({ slot }) => slot)).size < 2;
+  write(
+    at("workers-note"),
+    workers.length > 0
+      ? "A worker drains when a new one has taken its place."
+      : "No coach serve is above them: restart them by what began them.",
   );
 }
 
@@ -247,10 +284,12 @@ const CHARTS = [
   },
   {
     title: "First words, ms",
+    marks: Object.values(TTFT_MS),
     series: [["p50", (s) => s.ttft.p50], ["p95", (s) => s.ttft.p95], ["p99", (s) => s.ttft.p99]],
   },
   {
     title: "Of the quota, %",
+    marks: Object.values(QUOTA),
     series: [["most used", (s) => mostUsed(s.providers)], ["in line", (s) => inLine(s.providers)]],
   },
   { title: "Essays that wait", series: LANES.map((lane) => [lane, (s) => s.lanes[lane]?.ready ?? 0]) },
@@ -302,8 +341,9 @@ function drawCharts() {
         height: 150,
         cursor: { y: false },
         legend: { live: true },
-        scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
-        axes: [{ ...axis, space: 60, values: (_, times) => times.map(clock) }, { ...axis, size: 44 }],
+        scales: { y: { range: (_, low, high) => [0, Math.max(high, chart.marks?.[0] ?? 0) * 1.1 || 1] } },
+        axes: [{ ...axis, space: 75, values: ticks }, { ...axis, size: 44 }],
+        hooks: { drawAxes: [(plot) => drawMarks(plot, chart.marks ?? [], style)] },
         series: [
           { label: "at", value: (_, time) => (time === null ? "–" : clock(time)) },
           ...chart.series.map(([label], index) => ({
@@ -318,6 +358,29 @@ function drawCharts() {
       chart.plot.setSize({ width: Math.max(200, contentRect.width), height: 150 });
     }).observe(figure);
   }
+}
+
+/** Lines at what is good, and at what is the most: in the colours of warnings and alarms. */
+function drawMarks({ ctx, bbox, scales, valToPos }, marks, style) {
+  ctx.save();
+  ctx.lineWidth = devicePixelRatio;
+  ctx.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
+  for (const [index, mark] of marks.entries()) {
+    if (mark > scales.y.max) continue;
+    const y = Math.round(valToPos(mark, "y", true));
+    ctx.strokeStyle = style.getPropertyValue(index === 0 ? "--lamp-wait" : "--page");
+    ctx.beginPath();
+    ctx.moveTo(bbox.left, y);
+    ctx.lineTo(bbox.left + bbox.width, y);
+    ctx.stroke();
+  }
+  ctx.restore();
+}
+
+function ticks({ scales }, times) {
+  const options = { hour: "2-digit", minute: "2-digit" };
+  if (scales.x.max - scales.x.min < CLOSE_S) options.second = "2-digit";
+  return times.map((time) => new Date(time * 1_000).toLocaleTimeString("en-GB", options));
 }
 
 function showCharts() {
@@ -407,12 +470,123 @@ function quotaFields() {
   return Object.fromEntries(fields.map((field) => [field.dataset.dimension, field.valueAsNumber]));
 }
 
-async function refreshLists() {
-  const [dead, audit] = await Promise.all(
-    ["/api/ops/dead", "/api/ops/audit"].map(async (path) => (await ask(path)).json()),
+function renew(slot) {
+  const [whose, action] =
+    slot === null
+      ? ["this host's workers", { type: "workers", what: "renew" }]
+      : [`worker ${slot}`, { type: "workers", what: "renew", slot }];
+  return act(
+    `Renew ${whose}? Students go on; a worker drains when a new one has taken its place.`, action,
   );
+}
+
+// -- grading again ---------------------------------------------------------------------------
+
+async function openRegrade() {
+  let offered;
+  try {
+    offered = await (await ask("/api/assignments")).json();
+  } catch {
+    say("coach does not answer: try again");
+    return;
+  }
+  at("regrade-org").value ||= org();
+  at("regrade-assignment").replaceChildren(...offered.map(({ id, title }) => new Option(title, id)));
+  at("regrade").showModal();
+}
+
+/** Ask what it would cost, say it, and begin if that is wanted. */
+async function estimateRegrade() {
+  const percent = at("regrade-percent").valueAsNumber;
+  const asked = { org: at("regrade-org").value.trim(), assignment: at("regrade-assignment").value };
+  if (percent < 100) asked.percent = percent;
+  if (at("regrade-batch").checked) asked.batch = true;
+  at("regrade").close();
+  let found;
+  try {
+    const response = await ask(`/api/ops/regrade?${new URLSearchParams(asked)}`);
+    found = await response.json();
+    if (!response.ok) {
+      say(found.message);
+      return;
+    }
+  } catch {
+    say("coach does not answer: try again");
+    return;
+  }
+  const title = at("regrade-assignment").selectedOptions[0].text;
+  if (found.essays === 0) {
+    say(`${asked.org} has no essay of “${title}” that could be graded again`);
+    return;
+  }
+  const job = `bridge-${crypto.randomUUID()}`;
+  await act(
+    `Have ${count(found.essays, "essay")} of “${title}” graded again, for about ${price(found)}? ` +
+      `${count(found.answers, "judge's answer", "judges' answers")} of ${asked.org}` +
+      `${asked.batch ? ", within a day" : ""}.`,
+    { type: "regrade", ...asked, job, essays: found.essays },
+  );
+}
+
+function price({ cost, currency, unpriced }) {
+  const amount = Number(cost).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  return `${amount} ${currency}${unpriced.length > 0 ? ` and what ${unpriced.join(", ")} costs, which nobody knows` : ""}`;
+}
+
+function count(number, one, many = `${one}s`) {
+  return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+}
+
+function showBulk(jobs) {
+  at("bulk").replaceChildren(
+    ...(jobs.length > 0 ? jobs.map(bulkItem) : [make("li", "none", "no essay")]),
+  );
+}
+
+function bulkItem({ id, org: whose, by, kind, way, mode, total, graded, failed, gone }) {
+  const item = make("li");
+  const ended = (graded + failed + gone).toLocaleString("en");
+  const bad = failed + gone > 0 ? `, ${failed + gone} in vain` : "";
+  const words = [whose, `${ended} of ${count(total, "essay")}${bad}`, kind, way === "batch" ? "batch" : "", by];
+  const what = make("span", "what", words.filter(Boolean).join(" · "));
+  what.append(make("span", "note", ` ${mode}, ${id}`));
+  item.append(what);
+  const choices = { running: [["Pause", "paused"], ["Stop", "stopped"]], paused: [["Resume", "running"], ["Stop", "stopped"]] };
+  for (const [word, next] of choices[mode] ?? []) {
+    const button = make("button", "", word);
+    button.setAttribute("aria-label", `${word} ${id}`);
+    button.addEventListener("click", () =>
+      act(`${word} ${id}?${next === "stopped" ? " It can not go on afterwards." : ""}`, { type: "bulk", job: id, mode: next }),
+    );
+    item.append(button);
+  }
+  return item;
+}
+
+// -- lists -----------------------------------------------------------------------------------
+
+/** What is not in the vitals; a button that has the focus keeps it. */
+async function refreshLists() {
+  const [dead, audit, bulk] = await Promise.all(
+    ["dead", "audit", "bulk"].map(async (name) => (await ask(`/api/ops/${name}`)).json()),
+  );
+  const focused = document.activeElement?.getAttribute("aria-label");
   showDead(dead);
   showAudit(audit);
+  showBulk(bulk);
+  if (focused && document.activeElement === document.body) {
+    document.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  }
+}
+
+/** Others act, too, and jobs go on. */
+async function keepRefreshing() {
+  try {
+    if (document.visibilityState === "visible" && !at("bridge").hidden) await refreshLists();
+  } catch {
+    // the stream says that coach is away
+  }
+  setTimeout(keepRefreshing, REFRESH_MS);
 }
 
 function showDead(jobs) {
@@ -483,11 +657,13 @@ at("quota-form").addEventListener("submit", (event) => {
 });
 at("quota-reset").addEventListener("click", () => setQuota(null));
 at("quota-cancel").addEventListener("click", () => at("quota").close());
-at("renew").addEventListener("click", () =>
-  act(
-    "Renew this host's workers? Students go on; each worker drains when a new one has taken its place.",
-    { type: "workers", what: "renew" },
-  ),
-);
+at("renew").addEventListener("click", () => renew(null));
+at("regrade-open").addEventListener("click", openRegrade);
+at("regrade-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  estimateRegrade();
+});
+at("regrade-cancel").addEventListener("click", () => at("regrade").close());
 drawCharts();
-openDoor("operator", watch);
+openDoor(watch);
+setTimeout(keepRefreshing, REFRESH_MS);

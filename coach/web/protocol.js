@@ -5,6 +5,7 @@
 // elsewhere).
 
 import { keep, recall } from "./storage.js";
+import { claimsOf, takeToken } from "./token.js";
 
 const SUBPROTOCOL = "coach.v1";
 const BACKOFF_MS = 500;
@@ -58,7 +59,7 @@ export class Link {
 
   /** Begin to connect; from then on the link looks after itself. */
   open() {
-    takeToken();
+    bringToken();
     this.#connect();
   }
 
@@ -241,17 +242,11 @@ function bytesAtMost(text, max) {
   return text.length * 3 <= max || new TextEncoder().encode(text).length <= max;
 }
 
-/** Students may bring a token in the address, after #token=, where no server's log can see it. */
-function takeToken() {
-  const token = new URLSearchParams(location.hash.replace(/^#/, "")).get("token");
-  if (!token) return;
-  history.replaceState(null, "", location.pathname);
-  try {
-    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
-    keep("student", { token, user: claims.sub, expires_at: claims.exp });
-  } catch {
-    // it is none
-  }
+/** Students of a school bring a token in the address. */
+function bringToken() {
+  const token = takeToken();
+  const claims = claimsOf(token);
+  if (claims) keep("student", { token, user: claims.sub, expires_at: claims.exp });
 }
 
 /** The token kept on this device while it is valid, else a newer one, or a new student's. */

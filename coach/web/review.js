@@ -461,4 +461,4 @@ page["download-grades"].addEventListener("click", downloadGrades);
 page["view-reviews"].addEventListener("click", () => choose(false));
 page["view-all"].addEventListener("click", () => choose(true));
 loadAssignments();
-openDoor("educator", watch);
+openDoor(watch);

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from coach.ops import Reading, read, vitals
+from coach.ops import Reading, Today, read, vitals
 from coach.ops.vitals import percentiles, since
 
 NOTHING = Reading(0.0, {})
@@ -95,6 +95,59 @@ def test_what_it_costs_is_what_was_spent_and_on_how_many() -> None:
     found = vitals(before, now)
     assert (found.dollars_hour, found.dollars_writer_hour) == (6.0, 0.6)
     assert vitals(before, reading()).dollars_writer_hour is None
+
+
+def test_what_the_day_costs_comes_from_the_books() -> None:
+    found = vitals(NOTHING, reading(), Today(nano=3_000_000_000, writer_s=7_200.0))
+    assert (found.dollars_today, found.dollars_writer_hour_today) == (3.0, 1.5)
+    assert vitals(NOTHING, reading(), Today(0, 0.0)).dollars_writer_hour_today is None
+    assert vitals(NOTHING, reading()).dollars_today is None
+
+
+def test_workers_and_what_each_provider_carries_are_told_apart() -> None:
+    found = vitals(
+        NOTHING,
+        reading(
+            ("coach_worker_sessions", {"slot": "10", "pid": "9"}, 3),
+            ("coach_worker_sessions", {"slot": "2", "pid": "8"}, 4),
+            ("coach_worker_sessions", {"slot": "2", "pid": "7"}, 0),
+            ("coach_circuit_share_ratio", {"endpoint": "p"}, 1),
+            ("coach_circuit_share_ratio", {"endpoint": "q"}, 1),
+            ("coach_endpoint_streams", {"endpoint": "q"}, 80),
+            ("coach_endpoint_connections", {"endpoint": "q"}, 2),
+        ),
+    )
+    assert [(each.slot, each.pid, each.sessions) for each in found.workers] == [
+        ("2", 7, 0),
+        ("2", 8, 4),
+        ("10", 9, 3),
+    ]
+    assert [(each.name, each.streams, each.connections) for each in found.providers] == [
+        ("p", 0, 0),
+        ("q", 80, 2),
+    ]
+    alone = reading(("coach_worker_sessions", {"slot": "0"}, 3))  # hypercorn without coach serve
+    assert vitals(NOTHING, alone).workers == []
+
+
+@pytest.mark.parametrize(
+    ("lane", "paused", "graders", "told"),
+    [
+        ("submission", 0, 0, ["page: 3 essays wait and no grader works: coach grade"]),
+        ("submission", 0, 1, []),
+        ("submission", 1, 0, ["warn: lane submission is paused"]),
+        ("background", 0, 0, []),
+    ],
+)
+def test_essays_that_wait_for_nobody_are_told(
+    lane: str, paused: int, graders: int, told: list[str]
+) -> None:
+    now = reading(
+        ("coach_queue_depth", {"lane": lane}, 3),
+        ("coach_queue_paused", {"lane": lane}, paused),
+        ("coach_graders", {}, graders),
+    )
+    assert levels(now) == told
 
 
 def slow(count: int) -> tuple[str, dict[str, str], float]:

@@ -90,6 +90,16 @@ def open_page(url: str, **options: Any) -> Iterator[Any]:
         yield page
 
 
+def come_in(page: Any, url: str, *, refused: str, token: str) -> None:
+    """Enter a page of the staff: not with the token `refused`, then with `token` at the door."""
+    page.goto(f"{url}#token={refused}")
+    page.wait_for_selector("#door-trouble:not(:empty)")
+    page.fill("#token", token)
+    page.click("#door button")
+    page.wait_for_selector("#link[data-state=online]")
+    assert "token" not in page.url
+
+
 def picture(page: Any, name: str) -> None:
     """Keep what `page` looks like at three widths, as `<name>-<width>.png`."""
     before = page.viewport_size

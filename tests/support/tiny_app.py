@@ -4,6 +4,7 @@
     POST /echo       the body
     GET /big         1 MiB
     GET /slow        answers when `release` is set
+    GET /renew       "hello <pid>", and asks `coach serve` for a new worker in the first slot
     GET /raise       the application breaks
     WebSocket /ws    echoes; "close" closes it
 
@@ -28,7 +29,7 @@ import trio
 from hypercorn.config import Config
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
-from coach import config, edge
+from coach import config, control, edge
 from coach.errors import ConfigurationError
 from coach.supervisor import supervise
 
@@ -66,6 +67,8 @@ class TinyApp:
                 break
         if scope["path"] == "/raise":
             raise RuntimeError("the application broke")
+        if scope["path"] == "/renew":
+            control.ask_to_renew("0")
         if scope["path"] == "/slow":
             async with self._until_disconnected(receive):
                 await self.release.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 
 from coach import config
+from coach.grading import Claim, Queue, Submission, load_rubric
 from coach.session import open_authority
 from coach.simulator.corpus import load_essays
 from coach.simulator.numbering import MARK, Reader
+from coach.store import open_redis
 from tests.support.browser import (
     LOST_CONNECTION,
     browse,
+    come_in,
     needs_chromium,
     open_context,
     open_page,
+    picture,
 )
 from tests.support.stack import Stack, open_stack
 
@@ -101,6 +106,33 @@ def pause_a_lane(page: Any) -> None:
     assert "demo/ola" in page.locator("#audit li").first.inner_text()
 
 
+def renew_a_worker(page: Any) -> None:
+    """A new one takes its place, and the old one drains and goes."""
+    page.wait_for_selector("#workers li")
+    old = page.locator("#workers li").get_attribute("data-pid")
+    page.get_by_role("button", name="Renew worker 0").click()
+    page.click("#confirm button[value=yes]")
+    page.wait_for_selector(f"#workers li[data-pid='{old}']", state="detached")
+    page.wait_for_selector("#workers li")
+    page.get_by_text("demo/ola: workers renew 0").wait_for()
+
+
+def grade_again(page: Any) -> None:
+    """Its price is told first; then it is a job that can be stopped."""
+    page.click("#regrade-open")
+    page.wait_for_selector("#regrade[open]")
+    assert page.input_value("#regrade-org") == "demo"
+    page.click("#regrade-form .do")
+    page.wait_for_selector("#confirm[open]")
+    asked = page.inner_text("#confirm-what")
+    assert re.search(r"Have 1 essay of “.+” graded again, for about \d+\.\d\d USD", asked)
+    page.click("#confirm button[value=yes]")
+    page.get_by_text("0 of 1 essay · regrade · ola").wait_for()
+    page.get_by_role("button", name=re.compile("^Stop bridge-")).click()
+    page.click("#confirm button[value=yes]")
+    page.get_by_text(re.compile("stopped, bridge-")).wait_for()
+
+
 def change_a_quota(page: Any) -> None:
     """What it is now can be changed for a while; asked back, and written down."""
     row = page.locator("#providers tr[data-provider=simulator]")
@@ -118,31 +150,49 @@ def change_a_quota(page: Any) -> None:
     page.click("#quota-cancel")
 
 
+async def give_up_an_essay(stack: Stack) -> None:
+    """One that has ended, of the first assignment."""
+    settings = config.load(stack.data_dir / "coach.toml")
+    assignment = load_rubric().assignments[0].id
+    async with open_redis(stack.redis.url) as redis:
+        queue = Queue(redis, settings.grading)
+        essay = Submission(id="e-1", user="ana", org="demo", assignment=assignment, text=ESSAY)
+        await queue.submit(essay)
+        shard = queue.shard("demo")
+        claim = await queue.claim(shard, ["submission"])
+        assert isinstance(claim, Claim)
+        await queue.fail(claim, reason="no use", final=True)
+
+
 async def test_an_operator_watches_and_pauses_a_lane(tmp_path: Path) -> None:
-    """On a desk and a phone; a student's token does not open the bridge."""
+    """And renews a worker, has essays graded again, changes a quota. No student may come in."""
     found: list[str] = []
 
     def act(stack: Stack, operator: str, student: str) -> None:
         with open_context(tolerate=("Failed to load resource",)) as context:
             page = context.new_page()
-            page.goto(f"{stack.url}/ops#token={student}")
-            page.wait_for_selector("#door-trouble:not(:empty)")
-            page.fill("#token", operator)
-            page.click("#door button")
+            come_in(page, f"{stack.url}/ops", refused=student, token=operator)
             page.wait_for_selector("#tiles .figure")
-            assert "token" not in page.url
             pause_a_lane(page)
             change_a_quota(page)
+            grade_again(page)
+            renew_a_worker(page)
             found.extend(violations(page))
+            picture(page, "bridge-light")
         phone: dict[str, Any] = {"viewport": {"width": 390, "height": 840}, "color_scheme": "dark"}
         with open_context(**phone) as context:
             page = context.new_page()
             page.goto(f"{stack.url}/ops#token={operator}")
             page.wait_for_selector("#tiles .figure")
             assert page.evaluate("() => document.documentElement.scrollWidth") == 390
+            page.click("#regrade-open")
+            page.wait_for_selector("#regrade[open]")
             found.extend(violations(page))
+            page.click("#regrade-cancel")
+            picture(page, "bridge-dark")
 
     async with open_stack(tmp_path, grader=False, provider=QUOTA) as stack:
+        await give_up_an_essay(stack)
         authority = open_authority(config.Settings(data_dir=str(tmp_path)))
         operator, _ = authority.issue(user="ola", org="demo", role="operator")
         await browse(act, stack, operator, await stack.token())

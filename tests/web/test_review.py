@@ -10,7 +10,7 @@ import pytest
 
 from coach.grading import load_rubric
 from coach.simulator.corpus import load_essays
-from tests.support.browser import browse, needs_chromium, open_context
+from tests.support.browser import browse, come_in, needs_chromium, open_context, picture
 from tests.test_app import opened, serving
 from tests.test_review import graded, reviews_of
 
@@ -82,14 +82,12 @@ async def test_an_educator_scores_an_essay_and_sees_the_judges(tmp_path: Path) -
     def act(url: str, educator: str, student: str) -> None:
         with open_context(tolerate=("Failed to load resource",)) as context:
             page = context.new_page()
-            page.goto(f"{url}/review#token={student}")
-            page.wait_for_selector("#door-trouble:not(:empty)")
-            page.fill("#token", educator)
-            page.click("#door button")
+            come_in(page, f"{url}/review", refused=student, token=educator)
             page.wait_for_selector("#list button")
             found.extend(violations(page))
             score_an_essay(page)
             found.extend(violations(page))
+            picture(page, "reviews-light")
             come_back(page)
             look_at_all(page)
             found.extend(violations(page))
@@ -103,6 +101,7 @@ async def test_an_educator_scores_an_essay_and_sees_the_judges(tmp_path: Path) -
             page.wait_for_selector("#judges .quote")
             assert page.evaluate("() => document.documentElement.scrollWidth") == 390
             found.extend(violations(page))
+            picture(page, "reviews-dark")
 
     async with opened(tmp_path) as served:
         reviews = await reviews_of(served)
