@@ -626,6 +626,7 @@ function showAudit(entries) {
 /** What an act was about, of its JSON. */
 function wordsOf(detail) {
   return Object.entries(detail)
+    .filter(([, value]) => value !== null && value !== false)
     .map(([name, value]) => {
       if (typeof value === "object" && value !== null) return wordsOf(value);
       return typeof value === "string" ? value : `${name} ${value}`;
