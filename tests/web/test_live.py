@@ -37,7 +37,11 @@ BEGUN = ".note .comment:not(:empty)"
 QUOTA = "quota = { requests_per_minute = 4000 }"
 WATCH_LINK = """() => {
   const link = document.getElementById("link");
+  const turn = document.getElementById("turn");
   window.states = [];
+  window.said = [];
+  new MutationObserver(() => window.said.push(turn.textContent))
+    .observe(turn, { childList: true, characterData: true, subtree: true });
   new MutationObserver(() => window.states.push(link.dataset.state))
     .observe(link, { attributes: true, attributeFilter: ["data-state"] });
 }"""
@@ -75,7 +79,8 @@ def hand_in_and_be_graded(page: Any) -> None:
 
 
 def lose_the_worker(page: Any, workers: Iterable[int]) -> None:
-    """The page comes back by itself, with what was written meanwhile, and is read again."""
+    """The page comes back by itself, with what was written meanwhile; it says that it was
+    interrupted and asks again, also about what is new."""
     draft = page.locator("#draft")
     draft.fill(ESSAY[:700])
     draft.press("Control+Enter")
@@ -87,8 +92,10 @@ def lose_the_worker(page: Any, workers: Iterable[int]) -> None:
     draft.press("Control+End")
     draft.press_sequentially(" Meanwhile, more.")
     page.wait_for_selector("#link[data-state=online]")
+    page.wait_for_function("() => window.said.includes('interrupted, asking again…')")
     draft.press("Control+Enter")
     page.wait_for_function(WAS_READ, arg="Meanwhile, more.")
+    assert draft.input_value() == f"{ESSAY[:700]} Meanwhile, more."
     assert page.locator(".note.anchored").count() >= 1
 
 
