@@ -1,6 +1,7 @@
 """Which graders work: each says so every few seconds, and is counted for a while.
 
-graders     ZSET  a grader's name by when it said so last, ms on Redis' clock
+graders     ZSET  a grader's name by when it said so last, ms on Redis' clock;
+                      gone 30 s after the last word of all
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ async def be_counted(redis: Redis, worker: str) -> None:
             pipe = redis.pipeline(transaction=False)
             pipe.execute_command("ZADD", KEY, now_ms, worker)
             pipe.execute_command("ZREMRANGEBYSCORE", KEY, "-inf", _oldest(now_ms))
+            pipe.execute_command("EXPIRE", KEY, 2 * round(COUNTED_S))
             await pipe.execute()
         except RedisError as error:
             log.debug("not_counted", error=str(error))

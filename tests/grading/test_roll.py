@@ -27,6 +27,7 @@ async def test_graders_are_counted_for_a_while_after_their_last_word(
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert await count_graders(redis) == 2
+        assert 0 < await redis.ttl(roll.KEY) <= 30
         monkeypatch.setattr(roll, "COUNTED_S", 0.0)
         await trio.sleep(0.01)
         assert await count_graders(redis) == 0
