@@ -19,6 +19,10 @@ import h11
 WEBSOCKET_PATH: Final = b"/ws"
 _DECODED: Final = (b"connection", b"sec-websocket-protocol", b"sec-websocket-extensions")
 _BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
+_HOST: Final = re.compile(
+    rb"(?:[\w~-]{1,63}(?:\.[\w~-]{1,63})*\.?|\[[0-9A-Fa-f:.%\w]+\])?(?::\d{0,5})?"
+)
+"""In ASCII and of labels as DNS has them: frameworks break on others, or take two for one."""
 _ABSOLUTE_FORM: Final = re.compile(rb"\Ahttps?://[^/?]*", re.IGNORECASE)
 
 Destination = Literal["http", "websocket"]
@@ -100,6 +104,8 @@ def destination(head: Head) -> Destination:
         raise Refusal(501, "this is no proxy")
     if not head.origin_form.startswith(b"/") and head.target != b"*":
         raise Refusal(400, "the target is no path")
+    if not _HOST.fullmatch(head.get(b"host")):
+        raise Refusal(400, "the Host header names no host")
     if head.has(b"transfer-encoding") and (head.has(b"content-length") or head.version == b"1.0"):
         raise Refusal(400, "the length of the body is given twice")
     if head.wants_websocket:

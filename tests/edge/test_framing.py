@@ -156,6 +156,11 @@ def test_a_malformed_body_never_ends_and_is_handed_on_whole() -> None:
         (400, b"nonsense\r\n\r\n"),
         (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),  # a TLS hello
         (400, b"GET / HTTP/1.1\r\n\r\n"),  # no host
+        (400, b"GET / HTTP/1.1\r\nHost: a..b\r\n\r\n"),
+        (400, b"GET / HTTP/1.1\r\nHost: " + b"x" * 64 + b".org\r\n\r\n"),
+        (400, b"GET / HTTP/1.1\r\nHost: .\r\n\r\n"),
+        (400, b"GET / HTTP/1.1\r\nHost: h\xe9\r\n\r\n"),
+        (400, b"GET / HTTP/1.1\r\nHost: one, two\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\nHost : h\r\n\r\n"),
         (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: \x00\r\n\r\n"),
@@ -219,3 +224,15 @@ def test_an_upgrade_in_all_its_spellings(raw: bytes) -> None:
     ((head, _),) = parse(raw)
     assert destination(head) == "websocket"
     assert head.path == b"/ws"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["h", "coach.school.org", "coach.school.org.:8000", "a_b", "127.0.0.1:8", "[::1]:80", ""],
+)
+def test_hosts_as_they_are_written_are_served(host: str) -> None:
+    requests = Requests(head_bytes_max=1_000)
+    requests.receive_data(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    head = requests.next_head()
+    assert head is not None
+    assert destination(head) == "http"
