@@ -532,7 +532,7 @@ class Sessions:
             for count, session in enumerate(list(self._by_id.values()), start=1):
                 if count % PINGS_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
-                here = self._of_user[_user_of(session)]
+                here = self._of_user.get(_user_of(session), ())
                 if now - here[session] > PRESENT_S / 2:
                     here[session] = now
                     self._nursery.start_soon(self._say_present, session)
