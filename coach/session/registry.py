@@ -532,7 +532,9 @@ class Sessions:
             for count, session in enumerate(list(self._by_id.values()), start=1):
                 if count % PINGS_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
-                here = self._of_user.get(_user_of(session), ())
+                here = self._of_user.get(_user_of(session), {})
+                if session not in here:
+                    continue  # it has left meanwhile
                 if now - here[session] > PRESENT_S / 2:
                     here[session] = now
                     self._nursery.start_soon(self._say_present, session)
