@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 from typing import Any, cast
@@ -38,6 +39,7 @@ class Fake:
     expires_at: float = inf
     turns_running: int = 1
     works_here: bool = True
+    on_expire: Callable[[], None] = lambda: None
 
     org: str = "school"
     is_over: bool = False
@@ -70,6 +72,7 @@ class Fake:
 
     def expire(self) -> None:
         self.ended.append("expired")
+        self.on_expire()
 
     def cut(self, reason: str) -> None:
         self.ended.append(reason)
@@ -160,6 +163,25 @@ async def test_many_pings_let_feedback_through() -> None:
         nursery.cancel_scope.cancel()
     at_once = max(after - before for before, after in pairwise(pinged))
     assert at_once <= 2 * PINGS_AT_ONCE, "the end of one round of tasks, the start of the next"
+
+
+async def test_those_who_leave_during_a_round_of_pings_are_passed_over() -> None:
+    """A class that handed in and left took its worker along once."""
+    sessions, fakes = registry("ana", *(f"u{index}" for index in range(2 * PINGS_AT_ONCE)))
+    ana, others = fakes[0], fakes[1:]
+
+    def leave() -> None:
+        for fake in others:
+            sessions.forget(fake)
+
+    ana.expires_at, ana.on_expire = -inf, leave
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sessions.run_pings)
+        await trio.sleep(10.1)
+        nursery.cancel_scope.cancel()
+    assert ana.ended == ["expired"]
+    assert list(sessions._by_id) == ["ana"]
+    assert not any(fake.pings for fake in others)
 
 
 # -- the mailbox -------------------------------------------------------------------------------
