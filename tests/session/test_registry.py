@@ -165,17 +165,25 @@ async def test_many_pings_let_feedback_through() -> None:
     assert at_once <= 2 * PINGS_AT_ONCE, "the end of one round of tasks, the start of the next"
 
 
-async def test_those_who_leave_during_a_round_of_pings_are_passed_over() -> None:
+async def test_those_who_leave_during_a_round_of_pings_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A class that handed in and left took its worker along once."""
+
+    async def say_gone(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
     sessions, fakes = registry("ana", *(f"u{index}" for index in range(2 * PINGS_AT_ONCE)))
     ana, others = fakes[0], fakes[1:]
 
     def leave() -> None:
         for fake in others:
-            sessions.forget(fake)
+            sessions._remove(fake)
 
     ana.expires_at, ana.on_expire = -inf, leave
+    monkeypatch.setattr(sessions, "_say_gone", say_gone)
     async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(sessions, "_nursery", nursery)
         nursery.start_soon(sessions.run_pings)
         await trio.sleep(10.1)
         nursery.cancel_scope.cancel()
