@@ -81,9 +81,14 @@ def open_context(
 
 
 @contextmanager
-def open_page(url: str, **options: Any) -> Iterator[Any]:
-    """Open `url` in a fresh profile and wait until the page is connected; see `open_context`."""
+def open_page(url: str, *, clock: bool = False, **options: Any) -> Iterator[Any]:
+    """Open `url` in a fresh profile and wait until the page is connected; see `open_context`.
+
+    With `clock` the page's time is the test's: `page.clock`.
+    """
     with open_context(**options) as context:
+        if clock:
+            context.clock.install()
         page = context.new_page()
         page.goto(url)
         page.wait_for_selector("#link[data-state=online]")

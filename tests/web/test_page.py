@@ -26,7 +26,11 @@ from tests.support.fake_coach import FakeCoach, Message, open_fake_coach
 pytestmark = [pytest.mark.real_time, needs_chromium]
 
 ESSAY = next(essay for essay in load_essays() if essay.name == "cricket-with-my-uncle").text
-PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 360, "height": 740},
+    "is_mobile": True,
+    "has_touch": True,
+}
 BRISK: dict[str, Any] = {"first_token_s": 0.05, "event_s": 0.005, "grade_s": 0.3}
 ASK = "Control+Enter"
 
@@ -228,11 +232,7 @@ async def test_position_in_the_line_and_errors_are_said_kindly() -> None:
         return [{**error, "request": message["request"]}]
 
     def act(url: str) -> None:
-        with open_context() as context:
-            context.clock.install()
-            page = context.new_page()
-            page.goto(url)
-            page.wait_for_selector("#link[data-state=online]")
+        with open_page(url, clock=True) as page:
             page.locator("#draft").fill(ESSAY)
             page.locator("#draft").press(ASK)
             page.get_by_text("queued, position 2 · about 1 s").wait_for()
@@ -305,11 +305,7 @@ async def test_what_can_not_be_read_is_not_asked_for_again_and_again() -> None:
         return [{**error, "request": message["request"]}]
 
     def act(url: str) -> None:
-        with open_context() as context:
-            context.clock.install()
-            page = context.new_page()
-            page.goto(url)
-            page.wait_for_selector("#link[data-state=online]")
+        with open_page(url, clock=True) as page:
             page.locator("#draft").fill(ESSAY)
             page.locator("#draft").press(ASK)
             page.get_by_text("longer than coach can read").wait_for()
@@ -354,11 +350,7 @@ async def test_a_network_that_died_silently_is_left() -> None:
     """Where no answer comes, the page does not go on believing that it is connected."""
 
     def act(url: str) -> None:
-        with open_context(tolerate=LOST_CONNECTION) as context:
-            context.clock.install()
-            page = context.new_page()
-            page.goto(url)
-            page.wait_for_selector("#link[data-state=online]")
+        with open_page(url, clock=True, tolerate=LOST_CONNECTION) as page:
             coach.mute = True
             page.locator("#draft").fill(ESSAY)
             page.locator("#draft").press(ASK)
@@ -522,11 +514,7 @@ async def test_those_who_hear_the_page_are_told_at_their_own_pace() -> None:
     """The live region changes at most every 3 s, and says each note once."""
 
     def act(url: str) -> None:
-        with open_context() as context:
-            context.clock.install()
-            page = context.new_page()
-            page.goto(url)
-            page.wait_for_selector("#link[data-state=online]")
+        with open_page(url, clock=True) as page:
             page.evaluate(
                 "() => { window.said = []; new MutationObserver(() => window.said.push("
                 "[performance.now(), announce.textContent])).observe(announce, "

@@ -143,11 +143,7 @@ async def test_a_token_is_replaced_before_it_ends() -> None:
     """On the same connection, which goes on; nothing is said about it."""
 
     def act(url: str) -> None:
-        with open_context() as context:
-            context.clock.install()
-            page = context.new_page()
-            page.goto(url)
-            page.wait_for_selector("#link[data-state=online]")
+        with open_page(url, clock=True) as page:
             page.clock.fast_forward(470_000)
             page.wait_for_timeout(100)
             assert len(coach.said("hello")) == 1
